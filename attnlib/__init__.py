@@ -1,0 +1,28 @@
+"""The attention mechanisms of an executable textbook.
+
+attention = score -> support -> weight -> read -> memory: a module for each step, `attend` for all
+of them in one dense function, and mechanisms that change one step or compute it faster.
+"""
+
+from attnlib import memory, read, score, support, weight
+from attnlib.attend import attend
+from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.read.chunked_softmax import chunked_softmax_attention
+from attnlib.score.additive_attention import additive_attention
+from attnlib.weight.softmax_attention import softmax_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KeyValueCache",
+    "additive_attention",
+    "attend",
+    "chunked_softmax_attention",
+    "memory",
+    "read",
+    "score",
+    "softmax_attention",
+    "softmax_attention_step",
+    "support",
+    "weight",
+]

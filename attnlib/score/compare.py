@@ -1,0 +1,70 @@
+"""The score step: how a query is compared with a key."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def dot_product(
+    query: Float[Tensor, "*batch N D"],
+    key: Float[Tensor, "*batch M D"],
+    scale: float | None = None,
+) -> Float[Tensor, "*batch N M"]:
+    r"""Scaled dot product, s_ij = scale * q_i . k_j, with scale 1/sqrt(D) unless given.
+
+    The query is scaled before the product, so that half precision does not overflow in it.
+    Source: Vaswani et al. (2017), eq. 1; without the scale Luong et al. (2015), eq. 8 ("dot").
+    """
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"key must have the width of query for a dot product: query has {query.shape[-1]}, "
+            f"key has {key.shape[-1]}"
+        )
+    if query.shape[-1] == 0:
+        raise ValueError("query must have a width of at least 1, got 0")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return (query * scale) @ key.transpose(-2, -1)
+
+
+def general(matrix: Float[Tensor, "D K"]) -> Callable[..., Tensor]:
+    r"""Bilinear score, s_ij = scale * q_i^T W k_j (scale 1 unless given).
+
+    Source: Luong et al. (2015), eq. 8 ("general").
+    """
+
+    def score(query, key, scale=None):
+        if (query.shape[-1], key.shape[-1]) != tuple(matrix.shape):
+            raise ValueError(
+                f"matrix must have shape (query width, key width) = "
+                f"({query.shape[-1]}, {key.shape[-1]}), got {tuple(matrix.shape)}"
+            )
+        return dot_product(query @ matrix, key, scale=1.0 if scale is None else scale)
+
+    return score
+
+
+def additive(
+    query_matrix: Float[Tensor, "A D"],
+    key_matrix: Float[Tensor, "A K"],
+    vector: Float[Tensor, " A"],
+) -> Callable[..., Tensor]:
+    r"""Additive score, s_ij = scale * v . tanh(W q_i + U k_j) (scale 1 unless given).
+
+    Cost: memory N M A, because the hyperbolic tangent is taken for every pair.
+    Source: Bahdanau et al. (2015), appendix A.1.2.
+    """
+    widths = query_matrix.shape[0], key_matrix.shape[0], vector.shape[0]
+    if len(set(widths)) != 1:
+        raise ValueError(
+            f"query_matrix, key_matrix and vector must share their first size, got {widths}"
+        )
+
+    def score(query, key, scale=None):
+        hidden = torch.tanh(
+            (query @ query_matrix.mT).unsqueeze(-2) + (key @ key_matrix.mT).unsqueeze(-3)
+        )
+        return hidden @ vector * (1.0 if scale is None else scale)
+
+    return score

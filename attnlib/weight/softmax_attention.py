@@ -1,0 +1,42 @@
+"""Softmax attention: `attend` with the steps that everybody uses."""
+
+from collections.abc import Callable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attnlib.attend import attend
+from attnlib.weight.softmax import softmax
+
+
+def softmax_attention(
+    query: Float[Tensor, "*batch heads N D"],
+    key: Float[Tensor, "*batch key_heads M D"],
+    value: Float[Tensor, "*batch key_heads M E"],
+    *,
+    score_mod: Callable[..., Tensor] | None = None,
+    support: Callable[..., Tensor] | None = None,
+    attn_mask: Bool[Tensor, "*#batch #heads #N #M"] | None = None,
+    is_causal: bool = False,
+    query_offset: int = 0,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "*batch heads N E"]:
+    r"""Softmax attention, softmax(Q K^T / sqrt(D)) V over the support.
+
+    Shapes, support and errors as in `attend`. Cost: time N M (D + E), memory N M for each head.
+    Source: Vaswani et al. (2017), eq. 1. Derived in chapter 1.1.
+    """
+    return attend(
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        support=support,
+        weight=softmax,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        query_offset=query_offset,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
