@@ -1,0 +1,15 @@
+"""Triton kernels of the book, one readable file each; they import torch and triton only.
+
+Start with `masked_softmax.py`. How a kernel is proved is in `gates.py`; how it is timed on a GPU
+is in `gpu.py`. The package can be imported without Triton: `available()` is False there, and a
+kernel that is called raises an ImportError.
+"""
+
+from .launch import available, missing_kernel, suits
+
+if available():
+    from .masked_softmax import masked_softmax
+else:
+    masked_softmax = missing_kernel("masked_softmax")
+
+__all__ = ["available", "masked_softmax", "suits"]
