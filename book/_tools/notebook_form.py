@@ -1,7 +1,7 @@
 """The normal form of a stored notebook, and when two outputs are the same.
 
-Normal form: fixed kernelspec, cell ids `<stem>-<nnn>`, cell metadata limited to what the book reads,
-neighbouring streams merged, progress bars reduced to their last state, no widget state, addresses
+Normal form: fixed kernelspec, cell ids `<stem>-<nnn>`, only the cell metadata that the book reads,
+neighboring streams merged, progress bars reduced to their last state, no widget state, addresses
 of objects masked, indent 1, a newline at the end. A second run then changes only what differs.
 """
 
@@ -173,7 +173,7 @@ def _same_number(old: str, new: str) -> bool:
 
 
 def same_bytes(old: bytes, new: bytes) -> bool:
-    """Pictures: fewer than one pixel in a thousand differs visibly. Arrays: by one level at most."""
+    """Pictures: under one pixel in a thousand differs visibly. Arrays: by one level at most."""
     if old == new:
         return True
     if not (old.startswith(b"\x89PNG") and new.startswith(b"\x89PNG")):

@@ -28,7 +28,7 @@ if "google.colab" in sys.modules and not os.path.exists("/content/book"):
     for command in (get, install, "pip install -q jaxtyping einops triton"):
         subprocess.run(command.split(), check=True)
     os.chdir("/content/book/" + os.path.dirname(page))
-    print(f"This page, built: {site}/{{page}}.html")
+    print(f"Built: {site}/{{page}}.html")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run without a GPU
 from attnlib import figures

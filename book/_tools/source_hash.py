@@ -1,7 +1,7 @@
 """A hash of code together with the attnlib modules that it uses.
 
-A notebook or a study is stale when this hash differs from the one stored with its results. Comments,
-docstrings and blank lines do not count, so that correcting a word does not run the book again.
+A notebook or a study is stale when this hash differs from the one stored with its results.
+Comments, docstrings and blank lines do not count, so that correcting a word does not run the book again.
 Imports are read with `ast`; nothing is imported. A name taken from a package (`from attnlib import
 softmax_attention`) leads to the module that defines it, not to everything the package holds, so
 that a new mechanism does not make every older chapter stale.
@@ -49,10 +49,9 @@ def meaningful(source: str) -> str:
 def _docstring_rows(tree: ast.AST):
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    yield first.lineno, first.end_lineno
+            match node.body:
+                case [ast.Expr(value=ast.Constant(value=str())) as docstring, *_]:
+                    yield docstring.lineno, docstring.end_lineno
 
 
 def modules_used(source: str, root: Path) -> set[Path]:
@@ -119,8 +118,8 @@ def _imports(source: str, package: str) -> list[tuple[str, str | None]]:
                     pairs.append((alias.name, None))
                     aliases.update({PACKAGE} if not alias.asname else ())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in aliases:
+        match node:
+            case ast.Attribute(value=ast.Name(id=name)) if name in aliases:
                 pairs.append((PACKAGE, node.attr))
     return [(module, name) for module, name in pairs if module.split(".")[0] == PACKAGE]
 
