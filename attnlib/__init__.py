@@ -5,6 +5,7 @@ of them in one dense function, and mechanisms that change one step or compute it
 """
 
 from attnlib import memory, read, score, support, weight
+from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
 from attnlib.read.chunked_softmax import chunked_softmax_attention
@@ -15,9 +16,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KeyValueCache",
+    "Promises",
+    "Taxonomy",
     "additive_attention",
+    "all_mechanisms",
     "attend",
     "chunked_softmax_attention",
+    "get",
+    "mechanism",
     "memory",
     "read",
     "score",

@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attnlib.atlas import Promises, Taxonomy, mechanism
+from attnlib.attend import attend
 from attnlib.checks import check_attention, check_count, check_mask, check_scale
 from attnlib.memory.partial_read import empty_read, finish, merge, partial_read
 from attnlib.read.heads import repeat_key_heads
@@ -13,6 +15,20 @@ from attnlib.score.compare import dot_product
 from attnlib.support import Grid, Predicate, allowed_keys, index_grid
 
 
+@mechanism(
+    key="chunked-softmax",
+    paper="milakov-2018",
+    chapter="1-foundations/soft-lookup",
+    step="read",
+    idea="softmax attention folded chunk by chunk into a running maximum, total and read",
+    equation=r"\mathrm{softmax}(Q K^\top / \sqrt{D})\, V",
+    cost="time N M (D + E), memory (N + M)(D + E) + chunk M",
+    oracle=attend,
+    promises=Promises(),
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="multi-head"
+    ),
+)
 def chunked_softmax_attention(
     query: Float[Tensor, "*batch heads N D"],
     key: Float[Tensor, "*batch key_heads M D"],

@@ -1,12 +1,41 @@
 """Additive attention: the read that taught translation models to look back."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.score.compare import additive
 
 
+def trial_matrices(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
+    """Matrices to try additive attention with: the same for every call with these widths."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "query_matrix": (5, query.shape[-1]),
+        "key_matrix": (5, key.shape[-1]),
+        "vector": (5,),
+    }
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64).to(query)
+        for name, shape in shapes.items()
+    }
+
+
+@mechanism(
+    key="additive",
+    paper="bahdanau-2015",
+    chapter="1-foundations/soft-lookup",
+    step="score",
+    idea="a small network with one hidden layer scores each pair of query and key",
+    equation=r"\mathrm{softmax}_j\bigl(v^\top \tanh(W q_i + U k_j)\bigr)\, V",
+    cost="time N M (A + E), memory N M A",
+    promises=Promises(grouped_query=False, shared_width=False, arguments=trial_matrices),
+    taxonomy=Taxonomy(
+        sequences="distinctive", levels="single", positions="soft", representations="single"
+    ),
+)
 def additive_attention(
     query: Float[Tensor, "*batch heads N D"],
     key: Float[Tensor, "*batch heads M K"],

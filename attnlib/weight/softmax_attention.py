@@ -5,10 +5,27 @@ from collections.abc import Callable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
+from attnlib.memory.cache import softmax_attention_step
 from attnlib.weight.softmax import softmax
 
 
+@mechanism(
+    key="softmax",
+    paper="vaswani-2017",
+    chapter="1-foundations/soft-lookup",
+    step="weight",
+    idea="weights are a softmax of scaled dot products",
+    equation=r"\mathrm{softmax}(Q K^\top / \sqrt{D})\, V",
+    cost="time N M (D + E), memory N M",
+    oracle=attend,
+    recurrent=softmax_attention_step,
+    promises=Promises(),
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="multi-head"
+    ),
+)
 def softmax_attention(
     query: Float[Tensor, "*batch heads N D"],
     key: Float[Tensor, "*batch key_heads M D"],

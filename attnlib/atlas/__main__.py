@@ -1,0 +1,5 @@
+"""`python -m attnlib.atlas`: write book/atlas.json."""
+
+from attnlib.atlas.export import write
+
+print(f"wrote {write().name}")
