@@ -1,7 +1,7 @@
 """A hash of code together with the attnlib modules that it uses.
 
 A notebook or a study is stale when this hash differs from the one stored with its results.
-Comments, docstrings and blank lines do not count, so that correcting a word does not run the book again.
+Comments, docstrings and blank lines do not count, so correcting a word runs nothing again.
 Imports are read with `ast`; nothing is imported. A name taken from a package (`from attnlib import
 softmax_attention`) leads to the module that defines it, not to everything the package holds, so
 that a new mechanism does not make every older chapter stale.
