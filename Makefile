@@ -1,0 +1,59 @@
+# `make` alone lists the targets. Readers need `make book`; those who change something `make test`.
+
+PYTHON ?= python3
+BOOK_ENV := .venv-book
+FULL_ENV := .venv
+PAGE := _build/html/book/index.html
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help book test serve lab run study pdf gpu clean check-python
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+book: $(BOOK_ENV)/.stamp ## build the site from the stored outputs and open it
+	@$(BOOK_ENV)/bin/jupyter-book build . -W --keep-going -n --quiet
+	@$(BOOK_ENV)/bin/python book/_tools/open_page.py $(PAGE)
+
+test: $(FULL_ENV)/.stamp ## prove it: lint, code, chapters, kernels, the site in a browser
+	@$(FULL_ENV)/bin/python book/_tools/run_tests.py
+
+serve: book ## serve the built site on this machine only (PORT=8000)
+	$(BOOK_ENV)/bin/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+lab: $(FULL_ENV)/.stamp ## open JupyterLab on the chapters
+	$(FULL_ENV)/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/chapters
+
+run: $(FULL_ENV)/.stamp ## run the chapters that changed and store their outputs
+	$(FULL_ENV)/bin/python book/_tools/execute.py $(ARGS)
+
+study: $(FULL_ENV)/.stamp ## run the long experiments of a chapter (CHAPTER=1-foundations/soft-lookup)
+	@test -n "$(CHAPTER)" || { echo "Say which chapter: make study CHAPTER=1-foundations/soft-lookup"; exit 2; }
+	$(FULL_ENV)/bin/python book/_tools/study.py $(CHAPTER) $(ARGS)
+
+pdf: $(FULL_ENV)/.stamp ## write the book as one PDF (needs Chromium)
+	$(FULL_ENV)/bin/python book/_tools/pdf.py
+
+gpu: ## test and time the kernels on a CUDA machine, with the python that is there
+	$(PYTHON) kernels/gpu.py $(ARGS)
+
+clean: ## remove what was built, keep the environments
+	rm -rf _build
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+
+$(BOOK_ENV)/.stamp: requirements-book.txt | check-python
+	$(PYTHON) -m venv $(BOOK_ENV)
+	$(BOOK_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-book.txt
+	@touch $@
+
+$(FULL_ENV)/.stamp: requirements.txt pyproject.toml | check-python
+	$(PYTHON) -m venv $(FULL_ENV)
+	$(FULL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(FULL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
