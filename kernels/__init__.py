@@ -5,10 +5,10 @@ is in `gpu.py`. The package can be imported without Triton: `available()` is Fal
 kernel that is called raises an ImportError.
 """
 
-from .launch import available, missing_kernel, suits
+from attnlib.kernels.launch import available, missing_kernel, suits
 
 if available():
-    from .masked_softmax import masked_softmax
+    from attnlib.kernels.masked_softmax import masked_softmax
 else:
     masked_softmax = missing_kernel("masked_softmax")
 

@@ -28,10 +28,9 @@ The online maximum: Milakov and Gimelshein, "Online normalizer calculation for s
 import torch
 import triton
 import triton.language as tl
+from attnlib.kernels.launch import check_device, check_dtype, check_support, on_device_of, readable
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from .launch import check_device, check_dtype, check_support, on_device_of, readable
 
 LARGEST_KEY_BLOCK = 2048
 
@@ -185,7 +184,7 @@ class MaskedSoftmax(torch.autograd.Function):
                 score_rows.stride(0),
                 support_rows.stride(0),
                 support_rows.stride(1) if support_rows.shape[1] > 1 else 0,
-                **tile(score_rows),
+                **tile(scores.shape[-1], scores.dtype),
             )
         weights = weights.to(scores.dtype)
         ctx.save_for_backward(weights)
@@ -205,16 +204,16 @@ class MaskedSoftmax(torch.autograd.Function):
                 grad_scores,
                 weights.shape[-1],
                 grad_rows.stride(0),
-                **tile(weight_rows),
+                **tile(weights.shape[-1], weights.dtype),
             )
         return grad_scores.to(weights.dtype), None
 
 
-def tile(rows: Tensor) -> dict:
-    """The compile-time choices for these rows: arithmetic, keys a block, warps a program."""
-    key_block_size = min(triton.next_power_of_2(rows.shape[1]), LARGEST_KEY_BLOCK)
+def tile(key_count: int, dtype: torch.dtype) -> dict:
+    """The compile-time choices for rows of this length: arithmetic, keys a block, warps."""
+    key_block_size = min(triton.next_power_of_2(key_count), LARGEST_KEY_BLOCK)
     return {
-        "arithmetic": tl.float64 if rows.dtype == torch.float64 else tl.float32,
+        "arithmetic": tl.float64 if dtype == torch.float64 else tl.float32,
         "key_block_size": key_block_size,
         "num_warps": max(1, min(8, key_block_size // 256)),
     }
@@ -237,4 +236,4 @@ def rows_of_support(support: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]
     support = support.reshape((1,) * (len(shape) - support.dim()) + support.shape)
     rows = as_rows(support)
     numbers = torch.arange(len(rows), device=support.device).view(support.shape[:-1])
-    return rows, numbers.expand(shape[:-1]).reshape(-1)
+    return rows, numbers.expand(shape[:-1]).reshape(-1).contiguous()

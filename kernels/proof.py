@@ -1,0 +1,61 @@
+"""What a kernel brings to be proved and timed: a reference, inputs, launches, bytes moved.
+
+Each kernel `x.py` has a file `x_proof.py` with one Proof, listed in `all_proofs`. The interpreter
+tests, the offline compiler and the GPU benchmark all read it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+KERNELS = ("masked_softmax",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments for one call; tensors that require a gradient are compared in gradient too."""
+
+    name: str
+    arguments: tuple
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One compilation of one Triton kernel.
+
+    `types` are the arguments in order as Triton writes them ("*fp16", "i32"), `constants` the
+    compile-time ones by name.
+    """
+
+    name: str
+    kernel: object
+    types: dict[str, str]
+    constants: dict[str, object]
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything the three gates and the benchmark need to know about one kernel."""
+
+    name: str
+    kernel: Callable
+    reference: Callable  # the same function in plain torch, for any dtype and device
+    cases: Callable[[torch.dtype, torch.device], Iterator[Case]]
+    launches: tuple[Launch, ...]
+    timed_cases: Callable[[torch.dtype, torch.device], Iterator[Case]]
+    bytes_moved: Callable[..., dict[str, int]]  # per pass, what no implementation can avoid
+    timed_dtypes: tuple[torch.dtype, ...] = field(
+        default=(torch.bfloat16, torch.float16, torch.float32)
+    )
+
+
+def all_proofs() -> dict[str, Proof]:
+    """The proofs of all kernels, by name. Needs Triton."""
+    package = __name__.rpartition(".")[0]
+    return {name: importlib.import_module(f"{package}.{name}_proof").PROOF for name in KERNELS}
