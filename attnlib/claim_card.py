@@ -82,19 +82,19 @@ def html(facts: dict) -> str:
         cited += f", {escape(facts['where'])}" if facts["where"] else ""
     kind = f' <span class="attn-claim-type">({facts["type"]})</span>' if facts["verdict"] else ""
     kind = kind if facts["type"] else ""
-    strips = {part["of"]: strip(part) for part in facts["parts"] if part["kind"] == "behaviour"}
     rows = []
     for label, lines in fields(facts):
         rows.append(f'<dt style="{LABEL}">{label}</dt>')
-        rows += [f'<dd style="{TEXT}">{escape(line)}</dd>' for line in lines]
-        if label == "We measured":
-            rows += [f'<dd style="{TEXT}">{drawn}</dd>' for drawn in strips.values()]
+        parts = facts["parts"] if label == "We measured" else [{"kind": "words"}] * len(lines)
+        for line, part in zip(lines, parts, strict=True):
+            drawn = "<br>" + strip(part) if part["kind"] == "behaviour" else ""
+            rows.append(f'<dd style="{TEXT}">{escape(line)}{drawn}</dd>')
     return (
         f'<div class="attn-claim" id="{escape(facts["anchor"])}" role="group" '
         f'aria-label="Claim of {escape(facts["citation"])}: {words}" '
         f'data-verdict="{words}" style="{FRAME.format(color=color)}">'
-        f'<div class="attn-claim-head"><span aria-hidden="true" style="color:{color}">'
-        f'{facts["symbol"]}</span> <strong class="attn-claim-verdict">{words}</strong>{kind}'
+        f'<div class="attn-claim-head"><span aria-hidden="true">{facts["symbol"]}</span>'
+        f' <strong class="attn-claim-verdict">{words}</strong>{kind}'
         f' · <cite class="attn-claim-source">{cited}</cite></div>'
         f'<dl style="margin:0">{"".join(rows)}</dl></div>'
     )

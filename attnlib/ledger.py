@@ -277,9 +277,9 @@ def claim(
 
 def judged(paper, says, tests, measured=(), verdict=None, where=None, reason=None) -> Claim:
     """The claim, once its recorded verdict is seen to agree with its evidence."""
-    from attnlib.papers import cite, find, link
+    from attnlib.papers import load
 
-    source = find(paper)
+    source = load()[paper]
     parts = (measured,) if isinstance(measured, Evidence) else tuple(measured)
     for part in parts:
         if not isinstance(part, Evidence):
@@ -294,7 +294,7 @@ def judged(paper, says, tests, measured=(), verdict=None, where=None, reason=Non
             )
     _check_verdict(paper, parts, verdict, reason)
     texts = (where, says, tests)
-    cited = (paper, source.title, cite(source), link(source), source.level)
+    cited = (paper, source.title, source.cite, source.url, source.level)
     return Claim(*cited, *texts, parts, verdict, reason)
 
 
@@ -356,7 +356,7 @@ def number(value: float, places: int | None = None) -> str:
     if places is not None:
         text = f"{value:.{places}f}"
     elif value == 0 or 1e-3 <= abs(value) < 1e5:
-        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
     else:
         digits, exponent = f"{value:.2g}".split("e") if value else ("0", "0")
         power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -28,8 +28,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from notebook_form import normal_form, read, same_outputs, tags, text_of
 from source_hash import code_hash
 
