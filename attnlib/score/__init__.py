@@ -1,7 +1,7 @@
 """Score: how a query is compared with a key, what changes the score, where positions enter."""
 
 from attnlib.score.changes import alibi, alibi_slopes, bias, relative_bias, soft_cap, then
-from attnlib.score.compare import additive, dot_product, general
+from attnlib.score.compare import additive, dot_product, general, trilinear
 from attnlib.score.positions import rotate, sinusoidal
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "sinusoidal",
     "soft_cap",
     "then",
+    "trilinear",
 ]

@@ -68,3 +68,28 @@ def additive(
         return hidden @ vector * (1.0 if scale is None else scale)
 
     return score
+
+
+def trilinear(vector: Float[Tensor, " three_D"]) -> Callable[..., Tensor]:
+    r"""Score of a pair and its product, s_ij = scale * w . [q_i; k_j; q_i * k_j] (scale 1).
+
+    Computed without the N x M x 3D tensor, because the three parts of w act one by one.
+    Source: Seo et al. (2017), section 2, attention flow layer.
+    """
+
+    def score(query, key, scale=None):
+        width = query.shape[-1]
+        if key.shape[-1] != width or vector.shape != (3 * width,):
+            raise ValueError(
+                f"query, key and vector must have widths D, D and 3 D, "
+                f"got {width}, {key.shape[-1]} and {tuple(vector.shape)}"
+            )
+        of_query, of_key, of_product = vector.split(width)
+        scores = (
+            (query @ of_query)[..., :, None]
+            + (key @ of_key)[..., None, :]
+            + (query * of_product) @ key.mT
+        )
+        return scores * (1.0 if scale is None else scale)
+
+    return score
