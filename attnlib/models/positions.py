@@ -28,13 +28,14 @@ class AddedPosition(nn.Module):
         super().__init__()
         check_choice("position", position, POSITIONS)
         self.max_length = max_length
-        self.table = None
         if position == "learned":
             self.table = nn.Parameter(torch.randn(max_length, width) * TOKEN_SCALE)
-        elif position == "sinusoidal":
+            return
+        table = None
+        if position == "sinusoidal":
             # A sine has mean square 1/2, so this factor gives each entry the tokens' scale.
             table = sinusoidal(max_length, width).float() * (2**0.5 * TOKEN_SCALE)
-            self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", table, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch N width"]) -> Float[Tensor, "batch N width"]:
         """The tokens with their positions."""
