@@ -18,7 +18,7 @@ def atlas_map(link) -> str:
     lines = "".join(step_line(step, first, others, link) for step in STEPS)
     return (
         '<nav class="map" aria-label="Map of the book: what each chapter changes">'
-        f'<p class="map-trunk">{chapter_link(first, link)}'
+        f'<p class="map-trunk">{chapter_link(first, link)} '
         '<span class="map-trunk-note">names the five steps and walks through all of them</span></p>'
         f'<div class="map-lines">{lines}</div>'
         '<p class="map-key"><span class="map-dot built" aria-hidden="true"></span> written '
@@ -44,9 +44,7 @@ def step_line(step, first, others, link) -> str:
 def chapter_stop(chapter, link) -> str:
     state = "built" if chapter.built else "coming"
     count = sum(paper["chapter"] == chapter.slug for paper in papers())
-    also = "".join(
-        f' <span class="map-also {step}">{step}</span>' for step in chapter.steps[1:]
-    )
+    also = "".join(f' <span class="map-also {step}">{step}</span>' for step in chapter.steps[1:])
     also = f'<p class="map-facts">changes also{also}</p>' if also else ""
     word = "written" if chapter.built else "to come"
     detail = (

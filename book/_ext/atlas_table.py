@@ -65,7 +65,7 @@ def paper_table(link) -> str:
     filters = (
         choice("state", STATES)
         + choice("part", parts)
-        + choice("level", ("core", "standard", "aside"))
+        + choice("level", ("core", "standard", "aside", "canonical"))
     )
     return filtered_table("papers", filters, ("paper", "year", "chapter", "level", "state"), rows)
 
@@ -83,7 +83,7 @@ def paper_row(paper, known, link) -> str:
     if chapter:
         address = link(chapter.page) if chapter.built else link("book/chapters", chapter.anchor)
         where = f'<a href="{address}">{chapter.number} {escape(chapter.title)}</a>'
-    mark = '<span aria-hidden="true">●</span>' if paper["built"] else '<span aria-hidden="true">○</span>'
+    mark = f'<span aria-hidden="true">{"●" if paper["built"] else "○"}</span>'
     source = link("book/sources", paper["key"])
     mechanism = f'<div class="paper-mechanism">{escape(paper["mechanism"])}</div>'
     return (
@@ -103,12 +103,19 @@ def choice(name, values) -> str:
     )
 
 
+def find_controls(filters) -> str:
+    """A field for words and a choice for each filter; book.js makes them work."""
+    return (
+        '<div class="table-controls"><label>find '
+        f'<input type="search" data-filter="words" autocomplete="off"></label>{filters}'
+        '<span class="table-count" role="status"></span></div>'
+    )
+
+
 def filtered_table(name, filters, columns, rows) -> str:
     heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
     return (
-        f'<div class="filtered" id="table-of-{name}"><div class="table-controls">'
-        f'<label>find <input type="search" data-filter="words" autocomplete="off"></label>{filters}'
-        f'<span class="table-count" role="status"></span></div>'
+        f'<div class="filtered" id="table-of-{name}">{find_controls(filters)}'
         f'<div class="table-wrapper" tabindex="0" role="region" aria-label="Table of {name}">'
         f'<table class="sortable wide-rows"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
         "</table></div></div>"
@@ -123,7 +130,8 @@ def chapter_list(link) -> str:
     out, part = "", None
     for chapter in chapters():
         if chapter.part != part:
-            out += f'{"</dl>" if part else ""}<h2 class="part">{escape(chapter.part)}</h2><dl class="chapters">'
+            out += "</dl>" if part else ""
+            out += f'<h2 class="part">{escape(chapter.part)}</h2><dl class="chapters">'
             part = chapter.part
         out += chapter_entry(chapter, counts.get(chapter.slug, 0), link)
     return out + "</dl>"
@@ -138,5 +146,6 @@ def chapter_entry(chapter, count, link) -> str:
     return (
         f'<dt id="{chapter.anchor}" class="{"built" if chapter.built else "coming"}">'
         f'<span class="map-number">{chapter.number}</span> {title}</dt>'
-        f'<dd>{escape(chapter.idea)}<div class="chapter-facts">{changes}{count} papers · {state}</div></dd>'
+        f"<dd>{escape(chapter.idea)}"
+        f'<div class="chapter-facts">{changes}{count} papers · {state}</div></dd>'
     )

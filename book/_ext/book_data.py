@@ -63,11 +63,19 @@ def csv_rows(path: Path) -> list[dict]:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What the ledger stores of a claim, and the card that shows it."""
+
+    facts: dict
+    card: str
+
+
+@dataclass(frozen=True)
 class Notebook:
     page: str
     title: str
     facts: dict
-    claims: list[dict]
+    claims: list[Claim]
     weight: int
 
 
@@ -87,7 +95,7 @@ def read_notebook(path: Path) -> Notebook:
         title=first_heading(stored),
         facts=stored["metadata"].get("attn", {}),
         claims=[
-            output["data"][CLAIM]
+            Claim(output["data"][CLAIM], "".join(output["data"]["text/html"]))
             for cell in stored["cells"]
             for output in cell.get("outputs", [])
             if CLAIM in output.get("data", {})

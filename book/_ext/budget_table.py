@@ -4,15 +4,14 @@ from html import escape
 
 from book_data import notebooks
 
+COLUMNS = ("notebook", "reading (minutes)", "running (seconds)", "memory (MB)", "file (KB)")
+
 
 def budget_table(link) -> str:
     rows = "".join(row(notebook, link) for notebook in notebooks())
-    heads = "".join(
-        f'<th scope="col">{head}</th>'
-        for head in ("notebook", "reading (minutes)", "running (seconds)", "memory (MB)", "file (KB)")
-    )
+    heads = "".join(f'<th scope="col">{head}</th>' for head in COLUMNS)
     return (
-        '<div class="table-wrapper" tabindex="0" role="region" aria-label="Budget of every notebook">'
+        '<div class="table-wrapper" tabindex="0" role="region" aria-label="Budget">'
         f'<table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 

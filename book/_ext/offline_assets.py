@@ -25,6 +25,7 @@ def setup(app):
     app.connect("config-inited", use_local_scripts, priority=900)
     app.connect("builder-inited", write_static_files)
     app.connect("html-page-context", drop_foreign_scripts, priority=999)
+    app.set_html_assets_policy("always")  # pages written from data have equations too
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

@@ -14,7 +14,7 @@ def short_name(paper) -> str:
     names = [name.strip() for name in paper["authors"].split(";") if name.strip()]
     if not names:
         return paper["title"]
-    first = names[0].split(",")[0]
+    first = names[0].split()[-1]
     return f"{first} et al. ({paper['year']})" if len(names) > 2 else f"{first} ({paper['year']})"
 
 
@@ -32,7 +32,7 @@ def section(anchor, title, entries, link) -> str:
 
 
 def order(paper) -> tuple[str, str]:
-    return (paper["authors"].lower() or paper["title"].lower(), paper["year"])
+    return (short_name(paper).lower(), paper["title"].lower())
 
 
 def entry(paper, link) -> str:
@@ -47,5 +47,5 @@ def entry(paper, link) -> str:
         where = f' <a class="source-use" href="{address}">chapter {chapter.number}</a>'
     return (
         f'<li id="{escape(paper["key"])}"><span class="source-authors">{authors}{year}</span> '
-        f'<cite>{escape(paper["title"])}</cite>. {facts + "." if facts else ""}{where}</li>'
+        f"<cite>{escape(paper['title'])}</cite>. {facts + '.' if facts else ''}{where}</li>"
     )

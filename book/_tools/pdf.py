@@ -19,7 +19,8 @@ def main() -> None:
     build_single_page()
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     print_page(browser, single_page(), TARGET)
-    print(f"The PDF is at {TARGET} ({TARGET.stat().st_size / 1e6:.1f} MB). Run `make book` to link it.")
+    size = TARGET.stat().st_size / 1e6
+    print(f"The PDF is at {TARGET} ({size:.1f} MB). `make book` links it.")
 
 
 def build_single_page() -> None:
