@@ -137,7 +137,7 @@ def entropy_against_width(answer) -> str:
         _possible(scaled, most) and _possible(unscaled, most),
         f"an entropy above log 64 = {most:.3f} cannot be: is it a sum and not a mean over queries?",
     )
-    swapped = (unscaled - expected).abs().max() < 0.1 < (scaled - expected).abs().max()
+    swapped = (unscaled - expected).abs().max() < 0.2 < (scaled - expected).abs().max()
     require(not swapped, "the two lists are swapped: with the scale comes first")
     require((scaled > 0).all() and (unscaled > 0).all(), "entropies are positive: mind the sign")
     require(
@@ -145,7 +145,7 @@ def entropy_against_width(answer) -> str:
         "nearly uniform weights at D = 256: was the score divided by D instead of sqrt(D)?",
     )
     require(
-        (scaled - expected).abs().max() < 0.1,
+        (scaled - expected).abs().max() < 0.2,
         f"with the scale theory says about log 64 - 1/2 = {expected:.3f} at every D: are queries "
         "and keys of unit variance, with 64 keys and at least 500 queries?",
     )
