@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from attnlib.choices import check_choice
 from attnlib.models.blocks import Block
-from attnlib.models.choices import check_choice
 from attnlib.models.positions import POSITIONS, TOKEN_SCALE, AddedPosition, position_in_score
 from attnlib.weight.softmax_attention import softmax_attention
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attnlib.models.choices import check_choice
+from attnlib.choices import check_choice
 from attnlib.models.operators import layer_operator, name_of, takes
 from attnlib.models.positions import SCORED
 from attnlib.read.heads import merge_heads, repeat_key_heads, split_heads

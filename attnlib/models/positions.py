@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlib.models.choices import check_choice
+from attnlib.choices import check_choice
 from attnlib.score.positions import sinusoidal
 
 ADDED = ("sinusoidal", "learned")

@@ -24,7 +24,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, size: int, seed: int | torch.Generator) -> tuple[Tensor, ...]:
-        """One batch of `size` examples: a named tuple whose first two fields are input, target."""
+        """One batch of `size` examples: a named tuple, inputs first."""
 
     def batches(self, size: int, seed: int | torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Fresh batches without end."""
