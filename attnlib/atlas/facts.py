@@ -55,7 +55,7 @@ class Promises:
     constant_state: bool = False
     """Its form for one token at a time keeps a state whose size does not grow."""
     score_range: float = 1e4
-    """Reads and gradients stay finite for scores up to this size, in every dtype."""
+    """Reads and gradients stay finite for scaled dot products up to this size, in every dtype."""
     dtypes: tuple[torch.dtype, ...] = FLOATS
     """The dtypes that it takes, and gives back."""
     any_leading: bool = True

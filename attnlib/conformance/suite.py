@@ -29,11 +29,11 @@ from attnlib.conformance.trial import Trial
 CHECKS: dict[str, Callable[[Trial], None]] = {
     "shape of the read": form_checks.check_shape,
     "cross-attention lengths": form_checks.check_cross_lengths,
-    "dtypes and rounding": form_checks.check_dtypes,
     "length 0 and 1, one key": form_checks.check_length_zero_and_one,
     "non-contiguous inputs": form_checks.check_non_contiguous,
     "inputs not changed": form_checks.check_inputs_kept,
     "determinism": form_checks.check_determinism,
+    "dtypes and rounding": form_checks.check_dtypes,
     "no leak from the future": support_checks.check_no_leak,
     "appending changes nothing before": support_checks.check_appending,
     "masked keys change nothing": support_checks.check_padding,
