@@ -106,30 +106,33 @@ class SpanAnswering(Task):
     def batch(self, size: int, seed: int | torch.Generator) -> SpanBatch:
         """Contexts with one question each."""
         generator = generator_from(seed)
-        context = torch.full((size, self.context_length), self.padding)
-        question = torch.empty(size, 2 + self.fillers, dtype=torch.long)
-        start, end = torch.empty(2, size, dtype=torch.long)
-        for row in range(size):
-            facts, spans = self._facts(generator)
-            context[row, : len(facts)] = torch.tensor(facts)
-            asked = int(torch.randint(self.facts, (), generator=generator))
-            start[row], end[row] = spans[asked]
-            named = facts[spans[asked][0] - 2 : spans[asked][0]]
-            fillers = torch.randint(2, (self.fillers,), generator=generator) + self.filler
-            words = torch.cat((torch.tensor(named), fillers))
-            question[row] = words[torch.randperm(len(words), generator=generator)]
-        return SpanBatch(context, question, start, end)
+        entity = distinct(size, self.facts // 2, self.entities, generator)
+        entity = entity.repeat_interleave(2, dim=1)
+        attribute = distinct(size * self.facts // 2, 2, self.attributes, generator)
+        attribute = attribute.reshape(size, self.facts) + self.first_attribute
+        named = torch.stack((entity, attribute), dim=-1)
+        lengths = torch.randint(1, self.longest + 1, (size, self.facts), generator=generator)
 
-    def _facts(self, generator: torch.Generator) -> tuple[list[int], list[tuple[int, int]]]:
-        """The tokens of one context and the span of each answer."""
-        entity = distinct(1, self.facts // 2, self.entities, generator)[0].repeat_interleave(2)
-        attribute = distinct(self.facts // 2, 2, self.attributes, generator).flatten()
-        lengths = torch.randint(1, self.longest + 1, (self.facts,), generator=generator)
-        tokens, spans = [], []
-        for fact in range(self.facts):
-            tokens += [int(entity[fact]), int(attribute[fact]) + self.first_attribute]
-            first = len(tokens)
-            words = torch.randint(self.words, (int(lengths[fact]),), generator=generator)
-            tokens += (words + self.first_word).tolist()
-            spans.append((first, len(tokens) - 1))
-        return tokens, spans
+        asked = torch.randint(self.facts, (size, 1), generator=generator)
+        after = (lengths + 2).cumsum(1).gather(1, asked)[:, 0]
+        start = after - lengths.gather(1, asked)[:, 0]
+        context = self._context(named, lengths, generator)
+        question = self._question(named[torch.arange(size), asked[:, 0]], generator)
+        return SpanBatch(context, question, start, after - 1)
+
+    def _context(self, named: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+        """The facts one after the other: written in full width, then padding moved to the end."""
+        shape = (*lengths.shape, self.longest)
+        words = torch.randint(self.words, shape, generator=generator) + self.first_word
+        missing = torch.arange(self.longest) >= lengths[..., None]
+        words = words.masked_fill(missing, self.padding)
+        context = torch.cat((named, words), dim=-1).flatten(1)
+        order = (context == self.padding).long().argsort(dim=1, stable=True)
+        return context.gather(1, order)
+
+    def _question(self, named: Tensor, generator: torch.Generator) -> Tensor:
+        """Entity and attribute among filler words, in any order."""
+        shape = (len(named), self.fillers)
+        fillers = torch.randint(2, shape, generator=generator) + self.filler
+        words = torch.cat((named, fillers), dim=1)
+        return words.gather(1, distinct(len(words), words.shape[1], words.shape[1], generator))
