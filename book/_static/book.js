@@ -4,6 +4,7 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".filtered").forEach(filterTable);
   document.querySelectorAll("table.sortable").forEach(sortTable);
   document.querySelectorAll(".map").forEach(quietMap);
+  document.querySelectorAll("nav summary").forEach(nameSummary);
   document.querySelectorAll("p > strong:first-child").forEach(markExercise);
 });
 
@@ -64,6 +65,11 @@ function quietMap(map) {
       if (event.target.closest(".map-stop > a")) map.classList.remove("quiet");
     });
   });
+}
+
+// The theme folds the pages below a chapter under a sign without words.
+function nameSummary(summary) {
+  if (!summary.textContent.trim()) summary.setAttribute("aria-label", "pages of this chapter");
 }
 
 // An exercise begins with a bold heading line in plain Markdown; give that line its style.

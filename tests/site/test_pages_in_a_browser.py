@@ -1,0 +1,148 @@
+"""Every page, opened in a real browser without a network."""
+
+import io
+
+import pytest
+from conftest import page_names
+from PIL import Image
+from visits import assert_clean, visit
+
+pytestmark = pytest.mark.site
+PAGES = page_names()
+MEGABYTE = 1e6
+
+RAW_MATHEMATICS = """() => {
+  const walker = document.createTreeWalker(document.querySelector('.bd-article'), NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent;
+    if (walker.currentNode.parentElement.closest('pre, code, script, style, mjx-container')) continue;
+    if (/\\$\\$|\\\\\\(|\\\\\\[|\\\\(frac|sum|mathrm|begin)\\b/.test(text)) found.push(text.trim().slice(0, 80));
+  }
+  return found;
+}"""
+MATHEMATICS_ERRORS = (
+    "() => [...document.querySelectorAll('[data-mjx-error], mjx-merror, merror')]"
+    ".map(e => e.dataset.mjxError || e.textContent)"
+)
+OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+WEIGHT = """() => performance.getEntriesByType('resource')
+  .concat(performance.getEntriesByType('navigation'))
+  .reduce((total, entry) => total + entry.decodedBodySize, 0)"""
+
+
+def test_there_are_pages_to_look_at(site):
+    assert "book/index" in PAGES
+    assert any(page.startswith("chapters/") for page in PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opens_from_disk_without_network_or_errors(tab, site, page):
+    assert_clean(visit(tab, (site / f"{page}.html").as_uri()))
+    assert tab.evaluate(MATHEMATICS_ERRORS) == []
+    assert tab.evaluate(RAW_MATHEMATICS) == []
+    check_sliders(tab)
+    tab.set_viewport_size({"width": 390, "height": 844})
+    assert tab.evaluate(OVERFLOW) <= 0, "the page scrolls sideways on a phone"
+
+
+def check_sliders(tab):
+    """Each slider changes its picture and says where it stands."""
+    for slider in tab.query_selector_all(".attn-frames input[type=range]"):
+        frames = slider.evaluate_handle("e => e.closest('.attn-frames')")
+        look = "e => [...e.querySelectorAll('img')].map(i => i.src + i.alt).join()"
+        before = frames.evaluate(look)
+        at_end = slider.evaluate("e => e.value === e.max")
+        slider.press("Home" if at_end else "End")
+        assert frames.evaluate(look) != before, "the slider moved and the picture did not"
+        assert slider.get_attribute("aria-valuetext"), "a screen reader hears no value"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opens_from_a_server_and_is_light(light, served, page):
+    tab = light.new_page()
+    noted = visit(tab, f"{served}/{page}.html")
+    weight = tab.evaluate(WEIGHT)
+    tab.close()
+    assert_clean(noted)
+    assert weight < 5 * MEGABYTE, f"first visit loads {weight / MEGABYTE:.1f} MB"
+
+
+FIGURE = """() => {
+  const image = document.createElement('canvas');
+  image.width = image.height = 40;
+  const pen = image.getContext('2d');
+  pen.fillStyle = '#1B1F24';
+  pen.fillRect(15, 15, 10, 10);
+  const figure = document.createElement('figure');
+  figure.className = 'attn-figure';
+  figure.innerHTML = `<img style="background-color:#fff;padding:6px" src="${image.toDataURL()}" alt="">`;
+  document.querySelector('.bd-article').prepend(figure);
+  return figure.firstChild.decode();
+}"""
+
+
+def test_figures_are_not_white_boxes_in_the_dark_theme(browser, site):
+    with_figures = [page for page in PAGES if "attn-figure" in (site / f"{page}.html").read_text()]
+    tab = browser.new_page(color_scheme="dark", viewport={"width": 1280, "height": 900})
+    visit(tab, (site / "book" / "index.html").as_uri())
+    tab.evaluate(FIGURE)
+    assert_dark_figures(tab, 1)
+    for page in with_figures:
+        visit(tab, (site / f"{page}.html").as_uri())
+        assert_dark_figures(tab, 3)
+    tab.close()
+
+
+def assert_dark_figures(tab, most):
+    """The corners of a picture have the ground of the page."""
+    for image in tab.query_selector_all(".attn-figure img")[:most]:
+        image.scroll_into_view_if_needed()
+        picture = Image.open(io.BytesIO(image.screenshot())).convert("L")
+        width, height = picture.size
+        corners = [picture.getpixel((x, y)) for x in (1, width - 2) for y in (1, height - 2)]
+        assert max(corners) < 70, f"a figure has a light ground in the dark theme: {corners}"
+
+
+def test_search_finds_online_softmax(tab, site):
+    noted = visit(tab, (site / "search.html").as_uri() + "?q=online+softmax")
+    tab.wait_for_selector("#search-results li a")
+    found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    assert any("book/glossary.html" in address for address in found)
+    assert_clean(noted)
+
+
+def test_atlas_filters_and_sorts(tab, site):
+    visit(tab, (site / "book" / "atlas.html").as_uri())
+    shown = "#table-of-mechanisms tbody tr:not([hidden])"
+    before = tab.locator(shown).count()
+    tab.select_option("#table-of-mechanisms select", "weight")
+    steps = tab.eval_on_selector_all(shown, "rows => rows.map(row => row.dataset.step)")
+    assert 0 < len(steps) < before
+    assert set(steps) == {"weight"}
+    tab.select_option("#table-of-mechanisms select", "")
+    tab.get_by_role("button", name="mechanism").press("Enter")
+    names = tab.eval_on_selector_all(f"{shown} th", "cells => cells.map(cell => cell.textContent)")
+    assert names == sorted(names)
+    tab.get_by_role("button", name="mechanism").press("Enter")
+    names = tab.eval_on_selector_all(f"{shown} th", "cells => cells.map(cell => cell.textContent)")
+    assert names == sorted(names, reverse=True)
+
+
+def test_atlas_finds_a_paper_by_a_word(tab, site):
+    visit(tab, (site / "book" / "atlas.html").as_uri())
+    tab.fill("#table-of-papers input", "pointer networks")
+    titles = tab.eval_on_selector_all(
+        "#table-of-papers tbody tr:not([hidden]) th", "cells => cells.map(cell => cell.textContent)"
+    )
+    assert titles
+    assert all("pointer" in title.lower() for title in titles)
+
+
+def test_map_shows_an_idea_on_focus_and_hides_it_on_escape(tab, site):
+    visit(tab, (site / "book" / "index.html").as_uri())
+    stop = tab.locator(".map-stop.mechanism").first
+    stop.locator("a").focus()
+    assert stop.locator(".map-detail").is_visible()
+    tab.keyboard.press("Escape")
+    assert not stop.locator(".map-detail").is_visible()
