@@ -14,22 +14,22 @@ from attnlib.weight.softmax import softmax
 
 
 def attend(
-    query: Float[Tensor, "*batch heads N D"],
-    key: Float[Tensor, "*batch key_heads M D"],
-    value: Float[Tensor, "*batch key_heads M E"],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*key_heads M D"],
+    value: Float[Tensor, "*key_heads M E"],
     *,
     score: Callable[..., Tensor] = dot_product,
     score_mod: Callable[..., Tensor] | None = None,
     support: Callable[..., Tensor] | None = None,
     weight: Callable[[Tensor, Tensor], Tensor] = softmax,
     read: Callable[[Tensor, Tensor], Tensor] = weighted_sum,
-    attn_mask: Bool[Tensor, "*#batch #heads #N #M"] | None = None,
+    attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
     enable_gqa: bool = False,
     return_weights: bool = False,
-) -> Float[Tensor, "*batch heads N E"] | tuple[Tensor, Tensor]:
+) -> Float[Tensor, "*heads N E"] | tuple[Tensor, Tensor]:
     r"""Dense attention in four steps, differentiable in every input: the oracle of the book.
 
     .. math:: o_i = \sum_{j \in S_i} w(s_i, S_i)_j \, v_j, \qquad s_{ij} = \mathrm{score}(q_i, k_j)

@@ -14,8 +14,8 @@ from attnlib.attend import attend
 class KeyValueCache(NamedTuple):
     """The keys and values seen so far; it grows by one row a token."""
 
-    key: Float[Tensor, "*batch heads M D"]
-    value: Float[Tensor, "*batch heads M E"]
+    key: Float[Tensor, "*heads M D"]
+    value: Float[Tensor, "*heads M E"]
 
     @property
     def length(self) -> int:
@@ -37,13 +37,13 @@ class KeyValueCache(NamedTuple):
 
 def softmax_attention_step(
     cache: KeyValueCache | None,
-    query: Float[Tensor, "*batch heads N D"],
-    key: Float[Tensor, "*batch key_heads N D"],
-    value: Float[Tensor, "*batch key_heads N E"],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*key_heads N D"],
+    value: Float[Tensor, "*key_heads N E"],
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> tuple[Float[Tensor, "*batch heads N E"], KeyValueCache]:
+) -> tuple[Float[Tensor, "*heads N E"], KeyValueCache]:
     """Causal softmax attention for the next token (or tokens): (read, new cache).
 
     Token by token it gives the rows of `softmax_attention(..., is_causal=True)`.

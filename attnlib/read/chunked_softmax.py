@@ -30,19 +30,19 @@ from attnlib.support import Grid, Predicate, allowed_keys, index_grid
     ),
 )
 def chunked_softmax_attention(
-    query: Float[Tensor, "*batch heads N D"],
-    key: Float[Tensor, "*batch key_heads M D"],
-    value: Float[Tensor, "*batch key_heads M E"],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*key_heads M D"],
+    value: Float[Tensor, "*key_heads M E"],
     *,
     score_mod: ScoreMod | None = None,
     support: Predicate | None = None,
-    attn_mask: Bool[Tensor, "*#batch #heads #N #M"] | None = None,
+    attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
     enable_gqa: bool = False,
     chunk: int = 512,
-) -> Float[Tensor, "*batch heads N E"]:
+) -> Float[Tensor, "*heads N E"]:
     r"""Exact softmax attention by the online softmax: equal to `attend` up to rounding.
 
     Queries are taken `chunk` rows at a time; for each such block the keys are folded, `chunk` at a

@@ -37,17 +37,17 @@ def trial_matrices(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tenso
     ),
 )
 def additive_attention(
-    query: Float[Tensor, "*batch heads N D"],
-    key: Float[Tensor, "*batch heads M K"],
-    value: Float[Tensor, "*batch heads M E"],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*heads M K"],
+    value: Float[Tensor, "*heads M E"],
     *,
     query_matrix: Float[Tensor, "A D"],
     key_matrix: Float[Tensor, "A K"],
     vector: Float[Tensor, " A"],
-    attn_mask: Bool[Tensor, "*#batch #heads #N #M"] | None = None,
+    attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
     is_causal: bool = False,
     query_offset: int = 0,
-) -> Float[Tensor, "*batch heads N E"]:
+) -> Float[Tensor, "*heads N E"]:
     r"""Softmax read with the score v . tanh(W q_i + U k_j).
 
     Shapes, support and errors as in `attend`; query and key may differ in width.

@@ -27,18 +27,18 @@ from attnlib.weight.softmax import softmax
     ),
 )
 def softmax_attention(
-    query: Float[Tensor, "*batch heads N D"],
-    key: Float[Tensor, "*batch key_heads M D"],
-    value: Float[Tensor, "*batch key_heads M E"],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*key_heads M D"],
+    value: Float[Tensor, "*key_heads M E"],
     *,
     score_mod: Callable[..., Tensor] | None = None,
     support: Callable[..., Tensor] | None = None,
-    attn_mask: Bool[Tensor, "*#batch #heads #N #M"] | None = None,
+    attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Float[Tensor, "*batch heads N E"]:
+) -> Float[Tensor, "*heads N E"]:
     r"""Softmax attention, softmax(Q K^T / sqrt(D)) V over the support.
 
     Shapes, support and errors as in `attend`. Cost: time N M (D + E), memory N M for each head.

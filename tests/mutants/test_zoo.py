@@ -10,12 +10,7 @@ from attnlib.memory.partial_read import merge
 from attnlib.weight.softmax_attention import softmax_attention
 
 # What a mutant may never fail: these promises are about other mistakes.
-UNTOUCHED = (
-    "shape of the read",
-    "cross-attention lengths",
-    "clear errors",
-    "non-contiguous inputs",
-)
+UNTOUCHED = {"shape of the read", "cross-attention lengths", "clear errors"}
 
 
 @pytest.fixture(scope="module")

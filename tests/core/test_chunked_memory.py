@@ -1,0 +1,90 @@
+"""The chunked form keeps memory linear in the length, in both directions; the dense form does not."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attnlib import chunked_softmax_attention, softmax_attention
+
+LENGTHS = (256, 512, 1024)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for made in tree_leaves(results):
+            if isinstance(made, torch.Tensor):
+                self.largest = max(self.largest, made.numel())
+        return results
+
+
+def largest_tensor(attention, length, backward):
+    inputs = [torch.ones(1, length, 4, requires_grad=backward) for _ in range(3)]
+    with LargestTensor() as count:
+        out = attention(*inputs, is_causal=True)
+        if backward:
+            out.sum().backward()
+    return count.largest
+
+
+def kept_for_backward(attention, length):
+    """Elements of all tensors that autograd keeps from the forward pass, each storage once."""
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    inputs = [torch.ones(1, length, 4, requires_grad=True) for _ in range(3)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        attention(*inputs, is_causal=True)
+    return sum(kept.values())
+
+
+def exponent(counts):
+    return math.log2(counts[-1] / counts[0]) / math.log2(LENGTHS[-1] / LENGTHS[0])
+
+
+chunked = functools.partial(chunked_softmax_attention, chunk=32)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_no_tensor_of_the_chunked_form_grows_faster_than_the_length(backward):
+    counts = [largest_tensor(chunked, length, backward) for length in LENGTHS]
+    assert exponent(counts) < 1.1
+    assert exponent([largest_tensor(softmax_attention, n, backward) for n in LENGTHS]) > 1.9
+
+
+def test_what_the_chunked_form_keeps_for_the_backward_pass_grows_with_the_length():
+    assert exponent([kept_for_backward(chunked, length) for length in LENGTHS]) < 1.2
+    assert exponent([kept_for_backward(softmax_attention, length) for length in LENGTHS]) > 1.9
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_the_size_of_a_chunk_does_not_change_the_read(chunk):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, n, 4, generator=generator).double() for n in (65, 33, 33)]
+    for is_causal in (False, True):
+        got = chunked_softmax_attention(*inputs, is_causal=is_causal, chunk=chunk)
+        assert torch.allclose(got, softmax_attention(*inputs, is_causal=is_causal), atol=1e-12)
+
+
+def test_chunks_that_lie_in_the_future_are_never_scored():
+    scored = []
+
+    def spy(score, b, h, q_idx, kv_idx):
+        scored.append((q_idx.min().item(), kv_idx.min().item()))
+        return score
+
+    inputs = [torch.ones(8, 4)] * 3
+    chunked_softmax_attention(*inputs, is_causal=True, chunk=4, score_mod=spy)
+    assert sorted(set(scored)) == [(0, 0), (4, 0), (4, 4)]
