@@ -22,7 +22,7 @@ class Block(nn.Module):
         width: int,
         heads: int,
         *,
-        operator: str | Callable[..., Tensor] = softmax_attention,
+        operator: str | Callable[..., Tensor] | type[nn.Module] = softmax_attention,
         position: str = "none",
         key_heads: int | None = None,
         is_causal: bool = False,

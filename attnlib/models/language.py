@@ -31,7 +31,7 @@ class DecoderLM(nn.Module):
         width: int = 64,
         heads: int = 2,
         layers: int = 2,
-        operator: str | Callable[..., Tensor] = softmax_attention,
+        operator: str | Callable[..., Tensor] | type[nn.Module] = softmax_attention,
         position: str = "rope",
         key_heads: int | None = None,
         expansion: int = 2,

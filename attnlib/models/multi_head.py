@@ -21,7 +21,8 @@ class MultiHeadAttention(nn.Module):
     .. math:: y_i = \sum_h W^O_h \, \mathrm{operator}(W^Q_h x, W^K_h c, W^V_h c)_i
 
     with the context c = x unless one is given (cross-attention). `operator` is any function or
-    module with the signature of `softmax_attention`, or a name in the atlas. `position` is "none",
+    module with the signature of `softmax_attention`, a name in the atlas, or a class of modules,
+    made here with the width of a head (`AdditiveAttention`, for instance). `position` is "none",
     "rope" (turns queries and keys), or "alibi" or "relative" (change the score, so the operator
     must take `score_mod`). With `key_heads` < heads, groups of heads share keys and values.
     `reach` is the distance from which on all distances share one relative bias.
@@ -37,7 +38,7 @@ class MultiHeadAttention(nn.Module):
         width: int,
         heads: int,
         *,
-        operator: str | Callable[..., Tensor] = softmax_attention,
+        operator: str | Callable[..., Tensor] | type[nn.Module] = softmax_attention,
         position: str = "none",
         key_heads: int | None = None,
         is_causal: bool = False,
@@ -49,7 +50,7 @@ class MultiHeadAttention(nn.Module):
         _check_sizes(width, heads, key_heads, position)
         self.heads, self.key_heads = heads, key_heads
         self.position, self.is_causal = position, is_causal
-        self.operator = layer_operator(operator)
+        self.operator = layer_operator(operator, width // heads)
         if position in ("alibi", "relative") and not takes(self.operator, "score_mod"):
             raise ValueError(
                 f"position {position!r} changes the score, and operator {name_of(self.operator)} "

@@ -52,10 +52,13 @@ class AdditiveAttention(nn.Module):
         )
 
 
-def layer_operator(operator: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
+def layer_operator(
+    operator: str | Callable[..., Tensor] | type[nn.Module], head_width: int
+) -> Callable[..., Tensor]:
     """The operator for one layer: found in the atlas by name, or taken as given.
 
-    An operator that is a module is copied, so that every layer has its own parameters.
+    Every layer has its own parameters: a class of modules is called with the width of a head, and
+    a module that exists already is copied.
     Raises ValueError for an unknown name (with the nearest known one) and for an operator that
     cannot be called with query, key and value alone.
     """
@@ -63,6 +66,8 @@ def layer_operator(operator: str | Callable[..., Tensor]) -> Callable[..., Tenso
         from attnlib import atlas  # the table of all mechanisms, only needed for a name
 
         operator = atlas.get(operator)
+    if isinstance(operator, type) and issubclass(operator, nn.Module):
+        operator = operator(head_width)
     if not callable(operator):
         raise TypeError(
             "operator must be a name in the atlas or a callable (query, key, value, ...), "
@@ -101,5 +106,5 @@ def _check_needs_no_more(operator: Callable[..., Tensor]) -> None:
     if needed:
         raise ValueError(
             f"operator {name_of(operator)} needs {', '.join(needed)}: give them with "
-            "functools.partial, or pass a torch.nn.Module that holds them"
+            "functools.partial, or pass a torch.nn.Module that holds them, as AdditiveAttention"
         )

@@ -34,7 +34,7 @@ class VisionTransformer(nn.Module):
         width: int = 64,
         heads: int = 2,
         layers: int = 2,
-        operator: str | Callable[..., Tensor] = softmax_attention,
+        operator: str | Callable[..., Tensor] | type[nn.Module] = softmax_attention,
         position: str = "learned",
         pooling: str = "class",
         expansion: int = 2,
