@@ -5,6 +5,7 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll("table.sortable").forEach(sortTable);
   document.querySelectorAll(".map").forEach(quietMap);
   document.querySelectorAll("nav summary").forEach(nameSummary);
+  document.querySelectorAll("div.cell.tag_setup").forEach(foldSetup);
   document.querySelectorAll("p > strong:first-child").forEach(markExercise);
 });
 
@@ -70,6 +71,14 @@ function quietMap(map) {
 // The theme folds the pages below a chapter under a sign without words.
 function nameSummary(summary) {
   if (!summary.textContent.trim()) summary.setAttribute("aria-label", "pages of this chapter");
+}
+
+// Every notebook begins with the same setup cell: one line until it is opened.
+function foldSetup(cell) {
+  const fold = document.createElement("details");
+  fold.innerHTML = "<summary>Setup, the same in every chapter</summary>";
+  cell.before(fold);
+  fold.append(cell);
 }
 
 // An exercise begins with a bold heading line in plain Markdown; give that line its style.
