@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from attnlib.atlas import entry_of
 from attnlib.choices import check_choice
 from attnlib.models.operators import layer_operator, name_of, takes
 from attnlib.models.positions import SCORED
@@ -117,7 +118,13 @@ def read_weights(
     """The weights of any operator that is linear in its values: read the identity matrix.
 
     If value j is the j-th unit vector, then sum_j w_ij v_j is the row of weights itself.
+    Raises ValueError for an operator of the atlas that is not linear in its values.
     """
+    entry = entry_of(operator)
+    if entry is not None and not entry.promises.linear_in_values:
+        raise ValueError(
+            f"operator {entry.key!r} is not linear in its values, so it has no weights to return"
+        )
     keys = key.shape[-2]
     unit = torch.eye(keys, dtype=key.dtype, device=key.device)
     return operator(query, key, unit.expand(*key.shape[:-2], keys, keys), **options)

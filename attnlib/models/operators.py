@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from attnlib import atlas
 from attnlib.score.additive_attention import additive_attention
 
 
@@ -52,6 +53,10 @@ class AdditiveAttention(nn.Module):
         )
 
 
+WITH_PARAMETERS: dict[str, type[nn.Module]] = {"additive": AdditiveAttention}
+"""Mechanisms of the atlas that need parameters, as modules that hold them."""
+
+
 def layer_operator(
     operator: str | Callable[..., Tensor] | type[nn.Module], head_width: int
 ) -> Callable[..., Tensor]:
@@ -63,9 +68,9 @@ def layer_operator(
     cannot be called with query, key and value alone.
     """
     if isinstance(operator, str):
-        from attnlib import atlas  # the table of all mechanisms, only needed for a name
-
-        operator = atlas.get(operator)
+        operator = WITH_PARAMETERS.get(operator) or atlas.get(operator)
+    if isinstance(operator, atlas.Mechanism):
+        operator = operator.function
     if isinstance(operator, type) and issubclass(operator, nn.Module):
         operator = operator(head_width)
     if not callable(operator):
@@ -80,7 +85,6 @@ def layer_operator(
 def parameters_of(operator: Callable[..., Tensor]) -> dict[str, inspect.Parameter]:
     """The arguments of an operator by name."""
     call = operator.forward if isinstance(operator, nn.Module) else operator
-    call = getattr(call, "function", call)  # an entry of the atlas knows its function
     return dict(inspect.signature(call).parameters)
 
 

@@ -23,7 +23,7 @@ class Sorting(Task):
     """n scalars from [0, 1): point to the smallest, then to the next, until the largest.
 
     Shapes: inputs (batch, n, 1), targets (batch, n), a permutation in each row.
-    Source: used for sets by Vinyals et al. (2016, "Order matters"), section 4.4.
+    Source: Vinyals et al. (2016, "Order matters") sort numbers with a pointer network.
     """
 
     count: int = 8

@@ -66,7 +66,7 @@ class MultiQueryRecall(Task):
     hold the filler token; a query stands g places after the list with a chance that falls as
     g^(power - 1), so near places are likelier for small `power`, and all alike for power 1.
     Shapes: tokens and targets (batch, length).
-    Source: the multi-query associative recall of Arora et al. (2024), section 4 and appendix;
+    Source: the multi-query associative recall of Arora et al. (2024, "Zoology");
     there a query may stand only at every second place.
     """
 
