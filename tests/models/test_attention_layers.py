@@ -86,7 +86,7 @@ def test_returned_weights_are_those_of_attend(position):
 def test_a_mask_removes_keys():
     layer = MultiHeadAttention(8, 2)
     x = torch.randn(1, 6, 8)
-    mask = torch.arange(6) < 4
+    mask = (torch.arange(6) < 4)[None]
     torch.testing.assert_close(layer(x, attn_mask=mask), layer(x, x[:, :4]))
 
 
