@@ -111,7 +111,7 @@ def is_stale(path: Path, notebook: dict, root: Path = ROOT) -> bool:
         for cell in notebook["cells"]
         if cell["cell_type"] == "code" and cell["source"].strip() and "nbval-skip" not in tags(cell)
     )
-    current = executed_hash(path, normal_form(notebook, path), root)
+    current = executed_hash(path, normal_form(notebook, path, root), root)
     return never_run or recorded != current
 
 

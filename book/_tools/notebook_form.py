@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from setup_cell import setup_cell
+from setup_cell import ROOT, setup_cell
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_METADATA = {"tags", "mystnb", "nbgrader"}
@@ -62,12 +62,12 @@ def text_of(notebook: dict) -> str:
     return json.dumps(stored, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def normal_form(notebook: dict, path: Path) -> dict:
+def normal_form(notebook: dict, path: Path, root: Path = ROOT) -> dict:
     """A copy of `notebook` in normal form; the setup cell gets its present text."""
     cells = [_normal_cell(cell, f"{path.stem}-{i:03d}") for i, cell in enumerate(notebook["cells"])]
     for cell in cells:
         if "setup" in tags(cell):
-            cell["source"] = setup_cell(path)
+            cell["source"] = setup_cell(path, root)
     metadata = {"kernelspec": KERNELSPEC, "language_info": {"name": "python"}}
     if "attn" in notebook["metadata"]:
         metadata["attn"] = notebook["metadata"]["attn"]
