@@ -5,21 +5,27 @@ Needs matplotlib (and Pillow, which comes with it). Nothing else in attnlib impo
 
 from attnlib.figures.cost import cost_plot, fit_exponent
 from attnlib.figures.curves import curves
+from attnlib.figures.frames import frames
 from attnlib.figures.heatmaps import heatmap, heatmaps
-from attnlib.figures.show import figure_html, palette_png, show
+from attnlib.figures.show import figure_html, show
+from attnlib.figures.stored import palette_png
 from attnlib.figures.style import STEP_COLORS, use_style
 from attnlib.figures.supports import support_picture
+from attnlib.figures.viewer import attention_viewer, viewer_html
 
 __all__ = [
     "STEP_COLORS",
+    "attention_viewer",
     "cost_plot",
     "curves",
     "figure_html",
     "fit_exponent",
+    "frames",
     "heatmap",
     "heatmaps",
     "palette_png",
     "show",
     "support_picture",
     "use_style",
+    "viewer_html",
 ]

@@ -30,7 +30,9 @@ def color_limits(matrices: Sequence[np.ndarray], limits, signed: bool) -> tuple[
     smallest = min(float(matrix.min()) for matrix in matrices)
     largest = max(float(np.abs(matrix).max()) for matrix in matrices) or 1.0
     if smallest < 0 and not signed:
-        raise ValueError(f"weights: the smallest is {smallest:g}; negative weights need signed=True")
+        raise ValueError(
+            f"weights: the smallest is {smallest:g}; negative weights need signed=True"
+        )
     low, high = limits if limits is not None else (-largest if signed else 0.0, largest)
     if not low < high:
         raise ValueError(f"limits: got ({low:g}, {high:g}), expected (low, high) with low < high")
@@ -106,7 +108,7 @@ def heatmap(
     ax.set(xlabel="key", ylabel="query")
     if title:
         ax.set_title(title)
-    _color_bar(ax.figure, image, ax, signed)
+    _color_bar(image, ax, signed)
     return ax.figure
 
 
@@ -140,15 +142,16 @@ def heatmaps(
         axes.set_xlabel("key")
         if number % in_a_row == 0:
             axes.set_ylabel("query")
-    _color_bar(figure, image, grid, signed)
+    _color_bar(image, grid[0, -1], signed)
     return figure
 
 
-def _color_bar(figure: Figure, image, axes, signed: bool) -> None:
-    bar = figure.colorbar(
-        image, ax=axes, fraction=0.05, pad=0.02, shrink=0.86, aspect=22,
-        label="weight (signed)" if signed else "weight",
-    )  # fmt: skip
+def _color_bar(image, axes: Axes, signed: bool) -> None:
+    """A bar as high as the axes that it stands beside."""
+    width = 0.13 / (axes.bbox.width / axes.figure.dpi)  # inches as a fraction of the axes
+    beside = axes.inset_axes((1 + width / 2, 0, width, 1))
+    label = "weight (signed)" if signed else "weight"
+    bar = axes.figure.colorbar(image, cax=beside, label=label)
     bar.outline.set(linewidth=0.7, edgecolor=QUIET_INK)
 
 
@@ -158,6 +161,6 @@ def _size_of_panels(panels: Sequence[np.ndarray], in_a_row: int = 1) -> tuple[fl
     keys = max(matrix.shape[1] for matrix in panels)
     grid_rows = -(-len(panels) // in_a_row)
     width = WIDTH if in_a_row > 1 or keys > 1.5 * queries else 4.2
-    panel_width = (width - 1.1) / in_a_row
+    panel_width = (width - 1.3 - 0.1 * in_a_row) / in_a_row
     panel_height = min(panel_width * queries / keys, 4.5)
-    return width, grid_rows * (panel_height + 0.75)
+    return width, grid_rows * (panel_height + 0.72)

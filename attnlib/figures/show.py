@@ -1,17 +1,16 @@
 """Show a figure: one picture, one caption, one alternative text, in one HTML output."""
 
-import base64
 import html
 import io
 import re
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-PIXELS_PER_INCH = 140  # of the stored picture
+from attnlib.figures.stored import PIXELS_PER_INCH, data_address, palette_png
+
 CSS_PIXELS_PER_INCH = 100  # on the page: 6.5 inches become 650 pixels of the text column
 
 # A notebook shows the figure on white. The book's style sheet takes the white away again.
@@ -52,27 +51,6 @@ def _labels(axes: Axes, direction: str, figure: Figure) -> bool:
     if axes.images:
         family += [other for other in figure.axes if other.images]
     return any(getattr(member, f"get_{direction}label")() for member in family)
-
-
-def palette_png(figure: Figure, *, dpi: int = PIXELS_PER_INCH, colors: int = 128) -> bytes:
-    """The figure as a PNG of at most `colors` colors. The same figure gives the same bytes."""
-    if not 2 <= colors <= 256:
-        raise ValueError(f"colors: got {colors}, expected 2 to 256")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi, transparent=True, metadata={"Software": None})
-    pixels = np.array(Image.open(drawn).convert("RGBA"))
-    pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)  # one transparent color, not many
-    picture = Image.fromarray(pixels).quantize(
-        colors, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-    )
-    stored = io.BytesIO()
-    picture.save(stored, format="png", optimize=True)
-    return stored.getvalue()
-
-
-def data_address(png: bytes) -> str:
-    """The picture as an address that needs no file and no network."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def image_html(png: bytes, alt: str, *, dpi: int = PIXELS_PER_INCH) -> str:

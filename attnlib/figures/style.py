@@ -1,7 +1,8 @@
 """The one style of every figure: sizes, type, ink, and the colors of the five steps.
 
-Figures are drawn in dark ink on a transparent ground. In the dark theme the book inverts the
-picture and turns the hue back (`filter: invert(1) hue-rotate(180deg)`), so one file serves both.
+Figures are drawn in dark ink, and their white is stored as transparent (`stored.py`). In the dark
+theme the book inverts the picture and turns the hue back, so that one file serves both:
+`filter: invert(1) hue-rotate(180deg)`.
 """
 
 import functools
@@ -33,9 +34,8 @@ WIDTH = 6.5  # inches, the text column
 STYLE = {
     "figure.figsize": (WIDTH, 3.4),
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.facecolor": "none",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
     "legend.frameon": False,
     # Both families come with matplotlib, so every machine draws the same letters.
     "font.family": ["DejaVu Sans"],
@@ -94,7 +94,9 @@ def contrast(first: str, second: str) -> float:
     """Contrast ratio of two colors, from 1 to 21: (L1 + 0.05) / (L2 + 0.05) of WCAG 2."""
 
     def luminance(color: str) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)
+        ]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
     dark, light = sorted([luminance(first), luminance(second)])
@@ -123,28 +125,22 @@ def text_color(color: str, ratio: float = 4.5, dark_ground: str = "#14181E") -> 
     raise ValueError(f"color: no shade of {color} reaches a contrast of {ratio} in both themes")
 
 
-def _on_any_ground(colors: np.ndarray) -> np.ndarray:
-    """Colors on white as (r, g, b, alpha) that looks the same on white and has a clear zero.
-
-    The smallest alpha with color = alpha * ink + (1 - alpha) * white is 1 - min(r, g, b):
-    white itself becomes wholly transparent, the ground of whatever page carries the figure.
-    """
-    alpha = 1 - colors.min(axis=1, keepdims=True)
-    ink = (colors - (1 - alpha)) / np.where(alpha == 0, 1, alpha)
-    return np.clip(np.hstack([np.where(alpha == 0, 1, ink), alpha]), 0, 1)  # rounding alone clips
+def _ramp(*stops: str) -> ListedColormap:
+    """A map through the stops. 97 shades are finer than an eye tells apart, and store well."""
+    smooth = LinearSegmentedColormap.from_list("ramp", stops)
+    return ListedColormap(smooth(np.linspace(0, 1, 97)))
 
 
-def _ramp(stops: list[str], levels: int) -> np.ndarray:
-    ramp = LinearSegmentedColormap.from_list("ramp", stops)
-    return ramp(np.linspace(0, 1, levels))[:, :3]
-
-
-_TO_BLUE = ["#FFFFFF", "#CFE3F3", "#6FB1DC", "#0072B2", "#00304F"]
-_TO_VERMILION = ["#FFFFFF", "#FBDDC6", "#F0A068", "#D55E00", "#5C2600"]
-
-# Few levels keep the pictures small: 96 shades are finer than an eye tells apart in cells.
-SEQUENTIAL = ListedColormap(_on_any_ground(_ramp(_TO_BLUE, 96)), name="attn-sequential")
-DIVERGING = ListedColormap(
-    _on_any_ground(np.vstack([_ramp(_TO_VERMILION, 64)[::-1], _ramp(_TO_BLUE, 64)[1:]])),
-    name="attn-diverging",
+# White becomes transparent where a figure is stored, so zero is the ground of any page.
+SEQUENTIAL = _ramp("#FFFFFF", "#CFE3F3", "#6FB1DC", "#0072B2", "#00304F")
+DIVERGING = _ramp(
+    "#5C2600",
+    "#D55E00",
+    "#F0A068",
+    "#FBDDC6",
+    "#FFFFFF",
+    "#CFE3F3",
+    "#6FB1DC",
+    "#0072B2",
+    "#00304F",
 )
