@@ -10,7 +10,7 @@ from attnlib.score.compare import additive
 class SequenceToPlaces(nn.Module):
     """The part both models share: two GRUs, the second fed with the item chosen last.
 
-    Items are (B, n, dim). Place 0 means stop; place i means item i (counted from 1).
+    Items are (B, n, dim). Place i < n is item i; place n, one after the last item, means stop.
     """
 
     def __init__(self, dim: int, width: int):
@@ -28,7 +28,7 @@ class SequenceToPlaces(nn.Module):
     ) -> Float[Tensor, "B steps places"]:
         """Scores of the places at every step, the decoder being shown the right items so far."""
         states, last = self.encode(items)
-        shown = place_items(items, targets[:, :-1].clamp(min=0))
+        shown = items_at(items, targets[:, :-1].clamp(min=0))
         inputs = torch.cat((self.start.expand(len(items), -1, -1), shown), dim=1)
         return self.scores(states, self.decode(inputs, last)[0])
 
@@ -40,7 +40,7 @@ class SequenceToPlaces(nn.Module):
         for _ in range(steps):
             output, memory = self.decode(shown, memory)
             place = self.scores(states, output).argmax(-1)
-            shown = place_items(items, place.clamp(max=items.shape[1]))
+            shown = items_at(items, place)
             chosen.append(place)
         return torch.cat(chosen, dim=1)
 
@@ -60,27 +60,28 @@ class PointerNetwork(SequenceToPlaces):
         self.vector = nn.Parameter(torch.randn(width) * width**-0.5)
 
     def scores(self, states: Tensor, answers: Tensor) -> Tensor:
-        keys = torch.cat((self.stop.expand(len(states), -1, -1), states), dim=1)
+        keys = torch.cat((states, self.stop.expand(len(states), -1, -1)), dim=1)
         return additive(self.query_matrix, self.key_matrix, self.vector)(answers, keys)
 
 
 class FixedOutput(SequenceToPlaces):
-    """The same encoder and decoder with one output unit for each of `places` places and stop.
+    """The same encoder and decoder with one output unit for each of `places` places.
 
-    What a sequence-to-sequence model without pointing can do: it has no name for place `places`+1.
+    What a sequence-to-sequence model without pointing can do: it has no name for a later place.
     """
 
     def __init__(self, dim: int, places: int, width: int = 64):
         super().__init__(dim, width)
-        self.name_place = nn.Linear(width, places + 1)
+        self.name_place = nn.Linear(width, places)
 
     def scores(self, states: Tensor, answers: Tensor) -> Tensor:
         return self.name_place(answers)
 
 
-def place_items(
+def items_at(
     items: Float[Tensor, "B n dim"], places: Int[Tensor, "B steps"]
 ) -> Float[Tensor, "B steps dim"]:
-    """The items at `places`; zeros for place 0, which is no item."""
-    padded = torch.cat((torch.zeros_like(items[:, :1]), items), dim=1)
+    """The items at `places`; zeros for a place that holds no item."""
+    padded = torch.cat((items, torch.zeros_like(items[:, :1])), dim=1)
+    places = places.clamp(max=items.shape[1])
     return padded.gather(1, places[..., None].expand(-1, -1, items.shape[-1]))

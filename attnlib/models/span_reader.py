@@ -10,7 +10,7 @@ DIRECTIONS = ("both", "to_context", "to_question", "neither")
 
 
 class SpanReader(nn.Module):
-    r"""Embedding, shared bidirectional GRU, attention in two directions, GRU, start and end pointer.
+    r"""Embedding, bidirectional GRU, attention in two directions, GRU, two pointers.
 
     `directions` says which reads are used, by the ablations of the paper: without the read to the
     context, u~_t is the mean of the question's states; without the read to the question, the term
