@@ -16,7 +16,6 @@ recorded and replaced only when they moved by more than a quarter.
 
 import argparse
 import hashlib
-import importlib.util
 import os
 import re
 import resource
@@ -29,7 +28,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from notebook_form import normal_form, read, same_outputs, tags, text_of
-from source_hash import code_hash
+from source_hash import code_hash, module_file
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -53,7 +52,7 @@ def main() -> int:
     failed = run_all(wanted, options.jobs, options.timings)
     current = len(paths) - len(wanted)
     print(f"{len(wanted) - failed} executed, {failed} failed, {current} already current")
-    if importlib.util.find_spec("attnlib.atlas"):
+    if module_file("attnlib.atlas", ROOT):
         subprocess.run([sys.executable, "-m", "attnlib.atlas"], cwd=ROOT, check=True)
     return 1 if failed else 0
 
