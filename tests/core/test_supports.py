@@ -8,6 +8,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attnlib import attend, score, support
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
 SUPPORTS = {
     "everything": support.everything,
     "causal": support.causal,
