@@ -119,12 +119,14 @@ def strip(part: dict) -> str:
     words += number(max(part["effects"]))
     if control:
         words += f"; control from {number(min(control))} to {number(max(control))}"
+    legend = "dots: seeds" + ("; squares: negative control" if control else "") + "; bar: zero"
     zero = place(0)
     return (
         f'<svg viewBox="0 0 300 30" width="300" height="30" role="img" aria-label="{words}" '
         'style="max-width:100%;height:auto">'
         f'<path d="M10 {14 if control else 9}H290M{zero} 2V28" stroke="currentColor" '
         f'stroke-opacity=".45" fill="none"/>{"".join(marks)}</svg>'
+        f"<br><small>{legend}</small>"
     )
 
 
