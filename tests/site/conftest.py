@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SITE = ROOT / "_build" / "html"
 for folder in ("book/_tools", "book/_ext", "tests/site"):
     sys.path.insert(0, str(ROOT / folder))
 
 from browser import MISSING, chromium  # noqa: E402
+from built_site import SITE  # noqa: E402
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -24,16 +24,12 @@ ARGUMENTS = [
 ]
 
 
-def page_names() -> list[str]:
-    """The pages of the book, without the ones that the builder adds for itself."""
-    found = [path.relative_to(SITE).with_suffix("").as_posix() for path in SITE.glob("*/**/*.html")]
-    return sorted(name for name in found if not name.startswith("_"))
-
-
 @pytest.fixture(scope="session")
 def site() -> Path:
     if not (SITE / "book" / "index.html").exists():
-        pytest.fail("the site is not built: run `make book` (or `make test`, which builds it first)")
+        pytest.fail(
+            "the site is not built: run `make book` (or `make test`, which builds it first)"
+        )
     return SITE
 
 

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from conftest import page_names
+from built_site import page_names
 from PIL import Image
 from visits import assert_clean, visit
 
@@ -11,13 +11,16 @@ pytestmark = pytest.mark.site
 PAGES = page_names()
 MEGABYTE = 1e6
 
-RAW_MATHEMATICS = """() => {
-  const walker = document.createTreeWalker(document.querySelector('.bd-article'), NodeFilter.SHOW_TEXT);
+# text with TeX in it that is neither code nor drawn by MathJax
+RAW_MATHEMATICS = r"""() => {
+  const tex = /\$\$|\\\(|\\\[|\\(frac|sum|mathrm|begin)\b/;
+  const article = document.querySelector('.bd-article');
+  const walker = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
   const found = [];
   while (walker.nextNode()) {
-    const text = walker.currentNode.textContent;
-    if (walker.currentNode.parentElement.closest('pre, code, script, style, mjx-container')) continue;
-    if (/\\$\\$|\\\\\\(|\\\\\\[|\\\\(frac|sum|mathrm|begin)\\b/.test(text)) found.push(text.trim().slice(0, 80));
+    const {textContent, parentElement} = walker.currentNode;
+    const drawn = parentElement.closest('pre, code, script, style, mjx-container');
+    if (!drawn && tex.test(textContent)) found.push(textContent.trim().slice(0, 80));
   }
   return found;
 }"""
@@ -76,7 +79,8 @@ FIGURE = """() => {
   pen.fillRect(15, 15, 10, 10);
   const figure = document.createElement('figure');
   figure.className = 'attn-figure';
-  figure.innerHTML = `<img style="background-color:#fff;padding:6px" src="${image.toDataURL()}" alt="">`;
+  figure.innerHTML = '<img style="background-color:#fff;padding:6px">';
+  figure.firstChild.src = image.toDataURL();
   document.querySelector('.bd-article').prepend(figure);
   return figure.firstChild.decode();
 }"""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 HERE = ("file:", "data:", "blob:", "http://127.0.0.1:")
-RENDERED = "() => window.MathJax ? window.MathJax.startup.promise.then(() => true) : true"
+RENDERED = "() => window.MathJax?.startup?.promise?.then(() => true)"
 
 
 @dataclass
