@@ -56,6 +56,7 @@ def run_study(code: Path, chapter: str, root: Path = ROOT) -> int:
     """Runs what is missing; returns the exit status."""
     from tqdm import tqdm
 
+    from attnlib.ledger import scalar
     from attnlib.study import load_code
 
     module = load_code(code)
@@ -67,7 +68,7 @@ def run_study(code: Path, chapter: str, root: Path = ROOT) -> int:
     for cell, seed in tqdm([job for job in wanted if job not in done], unit="run"):
         start = time.perf_counter()
         try:
-            values = {name: float(value) for name, value in module.run(dict(cell), seed).items()}
+            values = {k: scalar(k, value) for k, value in module.run(dict(cell), seed).items()}
         except Exception:
             failed += 1
             tqdm.write(f"FAILED {cell} with seed {seed}\n{traceback.format_exc(limit=-3)}")

@@ -82,6 +82,12 @@ def test_a_failed_cell_leaves_the_stored_results_and_keeps_the_finished_ones(cod
     assert study.load(code.with_suffix(".json")).values("total", size=1, kind="a")[0] == 1.01
 
 
+def test_a_value_that_is_no_finite_number_is_a_failure(code, capsys):
+    code.write_text(CODE.replace("+ 0.1 * seed", '* float("nan")'), encoding="utf-8")
+    assert run(code) == 1
+    assert "total: expected a finite number" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_of_other_code_is_not_resumed(code):
     code.with_name("broken").touch()
     run(code)
