@@ -14,7 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(BOOK_ENV)/.stamp ## build the site from the stored outputs and open it
-	@$(BOOK_ENV)/bin/jupyter-book build . -W --keep-going -n --quiet
+	@$(BOOK_ENV)/bin/jupyter-book build . -W --keep-going -n --quiet > /dev/null
 	@$(BOOK_ENV)/bin/python book/_tools/open_page.py $(PAGE)
 
 test: $(FULL_ENV)/.stamp ## prove it: lint, code, chapters, kernels, the site in a browser
@@ -47,13 +47,17 @@ check-python:
 	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
 	  echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
+PIP_INSTALL = -m pip install -qq --disable-pip-version-check
+
 $(BOOK_ENV)/.stamp: requirements-book.txt | check-python
-	$(PYTHON) -m venv $(BOOK_ENV)
-	$(BOOK_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-book.txt
+	@echo "Making $(BOOK_ENV): the tools that build the site, no torch (once, under a minute)"
+	@$(PYTHON) -m venv $(BOOK_ENV)
+	@$(BOOK_ENV)/bin/python $(PIP_INSTALL) -r requirements-book.txt
 	@touch $@
 
 $(FULL_ENV)/.stamp: requirements.txt pyproject.toml | check-python
-	$(PYTHON) -m venv $(FULL_ENV)
-	$(FULL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(FULL_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "Making $(FULL_ENV): everything pinned in requirements.txt, with torch (once, some minutes)"
+	@$(PYTHON) -m venv $(FULL_ENV)
+	@$(FULL_ENV)/bin/python $(PIP_INSTALL) -r requirements.txt
+	@$(FULL_ENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@

@@ -9,6 +9,7 @@ from atlas_table import chapter_list, mechanism_table, paper_table
 from budget_table import budget_table
 from docutils import nodes
 from ledger_cards import ledger_cards
+from pdf_link import pdf_link
 from sources_list import source_anchors, sources_list
 from sphinx.util.docutils import SphinxDirective
 
@@ -20,6 +21,7 @@ PAGES = {
     "ledger-cards": ledger_cards,
     "budget-table": budget_table,
     "sources-list": sources_list,
+    "pdf-link": pdf_link,
 }
 
 
