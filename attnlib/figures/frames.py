@@ -71,7 +71,8 @@ def frames_html(drawn: Sequence[Frame], grid: Mapping[str, Sequence], caption: s
         '<figure class="attn-frames attn-figure" '
         f"data-frames='{json.dumps(pictures)}' data-alts=\"{html.escape(alts)}\">"
         f"{image_html(*drawn[0], dpi=FRAME_PIXELS_PER_INCH)}"
-        f'<div class="attn-sliders">{sliders}</div><figcaption>{caption}</figcaption></figure>'
+        f'<div class="attn-sliders" style="margin:.5em 0">{sliders}</div>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
     if len(markup) > MOST_BYTES:
         raise ValueError(
@@ -124,7 +125,8 @@ def _slider(name: str, values: Sequence) -> str:
     listed = html.escape(json.dumps(said, ensure_ascii=False))
     return (
         f'<label style="display:flex;gap:.7em;align-items:center;max-width:30em">'
-        f'<span>{label}</span><input type="range" min="0" max="{len(values) - 1}" step="1" '
+        f'<span style="min-width:5em">{label}</span>'
+        f'<input type="range" min="0" max="{len(values) - 1}" step="1" '
         f'value="0" autocomplete="off" aria-label="{label}" '
         f'aria-valuetext="{html.escape(said[0])}" '
         f'data-values="{listed}" oninput="{html.escape(_MOVE)}" style="flex:1;min-width:6em">'

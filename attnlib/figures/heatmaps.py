@@ -54,9 +54,8 @@ def label_tokens(axes: Axes, rows: Sequence[str] | None, columns: Sequence[str] 
     elif queries <= 10:
         axes.set_yticks(range(queries))
     if columns is not None and keys <= MOST_LABELS:
-        long = max(map(len, columns)) > 2 and sum(map(len, columns)) > 20
         axes.set_xticks(range(keys), columns)
-        if long:
+        if _stand_upright(columns):
             axes.tick_params(axis="x", rotation=90)
     elif keys <= 10:
         axes.set_xticks(range(keys))
@@ -102,7 +101,7 @@ def heatmap(
     matrix = as_matrix(weights)
     low, high = color_limits([matrix], limits, signed)
     if ax is None:
-        _, ax = plt.subplots(figsize=_size_of_panels([matrix]))
+        _, ax = plt.subplots(figsize=_size_of_panels([matrix], 1, columns))
     image = _draw(ax, matrix, low, high, signed)
     label_tokens(ax, rows, columns)
     ax.set(xlabel="key", ylabel="query")
@@ -128,7 +127,7 @@ def heatmaps(
     in_a_row = min(4, len(panels))
     grid_rows = -(-len(panels) // in_a_row)
     figure, grid = plt.subplots(
-        grid_rows, in_a_row, squeeze=False, figsize=_size_of_panels(panels, in_a_row)
+        grid_rows, in_a_row, squeeze=False, figsize=_size_of_panels(panels, in_a_row, columns)
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
@@ -155,7 +154,9 @@ def _color_bar(image, axes: Axes, signed: bool) -> None:
     bar.outline.set(linewidth=0.7, edgecolor=QUIET_INK)
 
 
-def _size_of_panels(panels: Sequence[np.ndarray], in_a_row: int = 1) -> tuple[float, float]:
+def _size_of_panels(
+    panels: Sequence[np.ndarray], in_a_row: int, columns: Sequence[str] | None
+) -> tuple[float, float]:
     """Inches that give the panels their shape: wide ones fill the column, one square does not."""
     queries = max(matrix.shape[0] for matrix in panels)
     keys = max(matrix.shape[1] for matrix in panels)
@@ -163,4 +164,10 @@ def _size_of_panels(panels: Sequence[np.ndarray], in_a_row: int = 1) -> tuple[fl
     width = WIDTH if in_a_row > 1 or keys > 1.5 * queries else 4.2
     panel_width = (width - 1.3 - 0.1 * in_a_row) / in_a_row
     panel_height = min(panel_width * queries / keys, 4.5)
-    return width, grid_rows * (panel_height + 0.72)
+    below = 0.72 + (0.07 * max(map(len, columns)) if columns and _stand_upright(columns) else 0)
+    return width, grid_rows * (panel_height + below)
+
+
+def _stand_upright(columns: Sequence[str]) -> bool:
+    """Whether the tokens are too long to stand side by side under their columns."""
+    return max(map(len, columns)) > 2 and sum(map(len, columns)) > 20

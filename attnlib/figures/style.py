@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from cycler import cycler
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 
 # The palette of Okabe and Ito, one hue a step. The style sheet of the site reads the same file.
 STEP_COLORS: dict[str, str] = json.loads(
@@ -125,10 +125,9 @@ def text_color(color: str, ratio: float = 4.5, dark_ground: str = "#14181E") -> 
     raise ValueError(f"color: no shade of {color} reaches a contrast of {ratio} in both themes")
 
 
-def _ramp(*stops: str) -> ListedColormap:
+def _ramp(*stops: str) -> LinearSegmentedColormap:
     """A map through the stops. 97 shades are finer than an eye tells apart, and store well."""
-    smooth = LinearSegmentedColormap.from_list("ramp", stops)
-    return ListedColormap(smooth(np.linspace(0, 1, 97)))
+    return LinearSegmentedColormap.from_list("ramp", stops, N=97)
 
 
 # White becomes transparent where a figure is stored, so zero is the ground of any page.

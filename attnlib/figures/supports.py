@@ -100,5 +100,5 @@ def _draw(axes: Axes, seen: np.ndarray, query_offset: int) -> None:
 
 
 def _few_positions(length: int) -> list[int]:
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if length / s <= 9)
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if length / s < 8)
     return list(range(0, length, step))

@@ -12,7 +12,7 @@ document.querySelectorAll(".attn-viewer:not([data-ready])").forEach((viewer) => 
   const names = keyTokens.map((token) => token.textContent);
   const rows = all("tbody td");
   let head = 0;
-  let query = 0;
+  let query = Math.floor(queries / 2);
 
   const byteOf = (h, i, j) => bytes[(h * queries + i) * keys + j];
   const weightOf = (h, i, j) => largest * (byteOf(h, i, j) / 255) ** 2;
@@ -43,15 +43,16 @@ document.querySelectorAll(".attn-viewer:not([data-ready])").forEach((viewer) => 
     place.height = `${100 / queries}%`;
     const weights = names.map((_, j) => weightOf(head, query, j));
     keyTokens.forEach((token, j) => {
-      token.style.backgroundColor = `rgba(46, 143, 208, ${(0.7 * weights[j]) / largest})`;
+      token.style.backgroundColor = `rgba(46, 143, 208, ${(0.55 * weights[j]) / largest})`;
       rows[j].textContent = weights[j].toFixed(2);
     });
-    const most = weights.map((_, j) => j).sort((a, b) => weights[b] - weights[a]).slice(0, 3);
+    const visible = weights.map((_, j) => j).filter((j) => weights[j] >= 0.005);
+    const most = visible.sort((a, b) => weights[b] - weights[a]).slice(0, 3);
     const layer = Math.floor(head / heads) + 1;
     const where = `Layer ${layer}, head ${(head % heads) + 1}`;
     const reads = most.map((j) => `“${names[j]}” ${weights[j].toFixed(2)}`).join(", ");
     const reader = `query ${query} “${queryButtons[query].textContent}”`;
-    one(".attn-said").textContent = `${where}: ${reader} reads mostly ${reads}.`;
+    one(".attn-said").textContent = `${where}: ${reader} reads mostly ${reads || "nothing"}.`;
   }
 
   function choose(newHead, newQuery) {
