@@ -27,7 +27,7 @@ def summary(claims) -> str:
     """How many claims have each verdict. Illustrations are shown and not counted."""
     counted = [verdict_words(claim) for claim in claims if claim.facts["verdict"]]
     counts = ", ".join(
-        f"<strong>{counted.count(verdict)}</strong> {verdict}"
+        f"{verdict} <strong>{counted.count(verdict)}</strong>"
         for verdict in VERDICTS
         if verdict in counted
     )

@@ -6,6 +6,7 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".map").forEach(quietMap);
   document.querySelectorAll("nav summary").forEach(nameSummary);
   document.querySelectorAll("div.cell.tag_setup").forEach(foldSetup);
+  document.querySelectorAll(".tag_solution details.hide > summary").forEach(nameSolution);
   document.querySelectorAll("p > strong:first-child").forEach(markExercise);
 });
 
@@ -79,6 +80,11 @@ function foldSetup(cell) {
   fold.innerHTML = "<summary>Setup, the same in every chapter</summary>";
   cell.before(fold);
   fold.append(cell);
+}
+
+// The solution of an exercise is a folded cell; its fold says so.
+function nameSolution(summary) {
+  summary.textContent = "Solution";
 }
 
 // An exercise begins with a bold heading line in plain Markdown; give that line its style.
