@@ -68,6 +68,38 @@ def test_an_exception_breaks_the_promise_instead_of_the_check():
     assert set(broken_by(mine)) == {"dtypes and rounding", "finite range"}
 
 
+def test_half_precision_that_comes_back_as_float32_is_found():
+    def mine(query, key, value):
+        return my_attention(query.double(), key.double(), value.double()).to(
+            torch.promote_types(query.dtype, torch.float32)
+        )
+
+    assert "gives a read of torch.float32" in broken_by(mine)["dtypes and rounding"]
+
+
+def test_a_width_taken_from_the_query_is_found():
+    def mine(query, key, value):
+        return my_attention(query, key, value)[..., : query.shape[-1]]
+
+    assert "(2, 3, 5, 6)" in broken_by(mine)["shape of the read"]
+
+
+def test_a_square_mask_for_cross_attention_is_found():
+    def mine(query, key, value):
+        everything = torch.ones(query.shape[-2], query.shape[-2], dtype=torch.bool)
+        return attnlib.attend(query, key, value, attn_mask=everything)
+
+    assert "attn_mask must broadcast" in broken_by(mine)["cross-attention lengths"]
+
+
+def test_numbers_read_in_the_order_of_memory_are_found():
+    def mine(query, key, value):
+        stored = torch.empty_like(key, memory_format=torch.contiguous_format)
+        return my_attention(query, key.as_strided(stored.shape, stored.stride()), value)
+
+    assert "a transposed view" in broken_by(mine)["non-contiguous inputs"]
+
+
 def test_dropout_left_on_is_not_deterministic():
     def mine(query, key, value):
         return my_attention(query, key, torch.nn.functional.dropout(value, 0.1))

@@ -5,35 +5,23 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attnlib import chunked_softmax_attention, softmax_attention
+from attnlib.counting import largest_tensor
 from attnlib.score import relative_bias
 
 LENGTHS = (128, 256, 512)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Counts the elements of the largest tensor that any operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        results = operation(*args, **(kwargs or {}))
-        for made in tree_leaves(results):
-            if isinstance(made, torch.Tensor):
-                self.largest = max(self.largest, made.numel())
-        return results
-
-
-def largest_tensor(attention, length, backward):
+def largest_made(attention, length, backward):
     inputs = [torch.ones(1, length, 4, requires_grad=backward) for _ in range(3)]
-    with LargestTensor() as count:
+
+    def run():
         out = attention(*inputs, is_causal=True)
         if backward:
             out.sum().backward()
-    return count.largest
+
+    return largest_tensor(run)
 
 
 def kept_for_backward(attention, length):
@@ -60,9 +48,9 @@ chunked = functools.partial(chunked_softmax_attention, chunk=32)
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_no_tensor_of_the_chunked_form_grows_faster_than_the_length(backward):
-    counts = [largest_tensor(chunked, length, backward) for length in LENGTHS]
+    counts = [largest_made(chunked, length, backward) for length in LENGTHS]
     assert exponent(counts) < 1.1
-    assert exponent([largest_tensor(softmax_attention, n, backward) for n in LENGTHS]) > 1.9
+    assert exponent([largest_made(softmax_attention, n, backward) for n in LENGTHS]) > 1.9
 
 
 def test_what_the_chunked_form_keeps_for_the_backward_pass_grows_with_the_length():

@@ -38,6 +38,7 @@ CASES = {
     "offset": (lambda: attend(x, x, x, query_offset=True), "query_offset must be an int, got bool"),
     "mask": (
         lambda: attend(x, x, x, attn_mask=torch.zeros(3, 3)),
+        "attn_mask must be a bool tensor (True = may attend), got torch.float32; "
         "pass an additive bias as score_mod",
     ),
     "batch mask": (
