@@ -7,6 +7,7 @@ from attnlib.figures.cost import cost_plot, fit_exponent
 from attnlib.figures.curves import curves
 from attnlib.figures.frames import frames
 from attnlib.figures.heatmaps import heatmap, heatmaps
+from attnlib.figures.points import points
 from attnlib.figures.show import figure_html, show
 from attnlib.figures.stored import palette_png
 from attnlib.figures.style import STEP_COLORS, use_style
@@ -24,6 +25,7 @@ __all__ = [
     "heatmap",
     "heatmaps",
     "palette_png",
+    "points",
     "show",
     "support_picture",
     "use_style",
