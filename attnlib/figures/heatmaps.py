@@ -59,6 +59,8 @@ def label_tokens(axes: Axes, rows: Sequence[str] | None, columns: Sequence[str] 
             axes.tick_params(axis="x", rotation=90)
     elif keys <= 10:
         axes.set_xticks(range(keys))
+    if MOST_LABELS >= max(queries, keys) > 16:
+        axes.tick_params(labelsize=7)
     axes.tick_params(length=0 if max(queries, keys) <= MOST_LABELS else 3)
 
 

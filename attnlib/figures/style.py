@@ -84,8 +84,13 @@ def styled(draw: Callable) -> Callable:
 
     @functools.wraps(draw)
     def drawn_in_style(*arguments, **options):
-        with matplotlib.rc_context(STYLE):
+        # Only these settings are put back: the first figure of a notebook switches others on.
+        before = {name: matplotlib.rcParams[name] for name in STYLE}
+        use_style()
+        try:
             return draw(*arguments, **options)
+        finally:
+            matplotlib.rcParams.update(before)
 
     return drawn_in_style
 

@@ -52,7 +52,7 @@ def viewer_html(
     encoded = base64.b64encode(_bytes_of_roots(array, largest)).decode("ascii")
     still = heatmap(array[0, 0], rows=tokens, columns=keys or tokens, limits=(0, largest))
     picture = image_html(
-        palette_png(still, dpi=STILL_PIXELS_PER_INCH, colors=32), alt, dpi=STILL_PIXELS_PER_INCH
+        palette_png(still, dpi=STILL_PIXELS_PER_INCH, colors=64), alt, dpi=STILL_PIXELS_PER_INCH
     )
     plt.close(still)
     here = Path(__file__)

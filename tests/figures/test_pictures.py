@@ -118,6 +118,14 @@ def test_more_weight_is_darker_at_every_shade():
     assert np.all(np.diff(both_ways[:49]) < 0) and np.all(np.diff(both_ways[48:]) > 0)
 
 
+def test_drawing_leaves_the_settings_of_the_reader_alone(monkeypatch):
+    monkeypatch.setitem(plt.rcParams, "font.size", 7.0)
+    plt.ioff()
+    style.styled(plt.ion)()  # the first figure of a notebook switches this on
+    assert plt.isinteractive() and plt.rcParams["font.size"] == 7.0
+    plt.ioff()
+
+
 def test_a_figure_needs_words(shown):
     for texts in ({"caption": "", "alt": "a"}, {"caption": "c", "alt": " "}):
         with pytest.raises(ValueError, match="empty"):
