@@ -125,7 +125,7 @@ def _slider(name: str, values: Sequence) -> str:
     listed = html.escape(json.dumps(said, ensure_ascii=False))
     return (
         f'<label style="display:flex;gap:.7em;align-items:center;max-width:30em">'
-        f'<span style="min-width:5em">{label}</span>'
+        f'<span style="min-width:6.5em">{label}</span>'
         f'<input type="range" min="0" max="{len(values) - 1}" step="1" '
         f'value="0" autocomplete="off" aria-label="{label}" '
         f'aria-valuetext="{html.escape(said[0])}" '
