@@ -43,7 +43,15 @@ def print_page(browser: str, page: Path, target: Path) -> None:
         tab = instance.new_page(color_scheme="light")
         tab.goto(page.resolve().as_uri(), wait_until="networkidle")
         tab.evaluate("() => window.MathJax.startup.promise")
-        tab.pdf(path=target, format="A4", outline=True, tagged=True, print_background=True)
+        margins = {side: "18mm" for side in ("top", "bottom", "left", "right")}
+        tab.pdf(
+            path=target,
+            format="A4",
+            margin=margins,
+            outline=True,
+            tagged=True,
+            print_background=True,
+        )
         instance.close()
 
 

@@ -24,7 +24,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site() -> Path:
     if not (SITE / "book" / "index.html").exists():
         pytest.fail(
@@ -33,7 +33,7 @@ def site() -> Path:
     return SITE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(site):
     path = chromium()
     if path is None:
@@ -48,7 +48,7 @@ def browser(site):
         instance.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def light(browser):
     context = browser.new_context(
         color_scheme="light", reduced_motion="reduce", viewport={"width": 1280, "height": 900}
@@ -64,7 +64,7 @@ def tab(light):
     page.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(site):
     """The address of the site on this machine's own loopback."""
 
