@@ -8,7 +8,9 @@ from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
+from attnlib.read.pointing import pointer_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.softmax_attention import softmax_attention
 
@@ -21,10 +23,12 @@ __all__ = [
     "additive_attention",
     "all_mechanisms",
     "attend",
+    "bidirectional_attention",
     "chunked_softmax_attention",
     "get",
     "mechanism",
     "memory",
+    "pointer_attention",
     "read",
     "score",
     "softmax_attention",

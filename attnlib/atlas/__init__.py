@@ -6,7 +6,7 @@ by name. `python -m attnlib.atlas` writes them to book/atlas.json.
 """
 
 from attnlib.atlas.facts import STEPS, Mechanism, Promises, Taxonomy
-from attnlib.atlas.registry import all_mechanisms, entry_of, get, mechanism
+from attnlib.atlas.registry import all_mechanisms, entry_of, get, mechanism, operators
 
 __all__ = [
     "STEPS",
@@ -17,4 +17,5 @@ __all__ = [
     "entry_of",
     "get",
     "mechanism",
+    "operators",
 ]

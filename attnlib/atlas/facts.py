@@ -112,7 +112,10 @@ class Taxonomy:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A mechanism and the facts about it. Calling it runs it."""
+    """A mechanism and the facts about it. Calling it runs it.
+
+    `promises` is None where its form is not `(query, key, value, ...) -> read`.
+    """
 
     key: str
     function: Callable[..., Tensor]
@@ -120,7 +123,7 @@ class Mechanism:
     idea: str
     equation: str
     cost: str
-    promises: Promises
+    promises: Promises | None
     taxonomy: Taxonomy
     paper: str | None = None
     chapter: str | None = None
@@ -156,6 +159,6 @@ class Mechanism:
             "section": self.section,
             "oracle": None if self.oracle is None else self.oracle.__name__,
             "recurrent": None if self.recurrent is None else self.recurrent.__name__,
-            "promises": self.promises.facts(),
+            "promises": None if self.promises is None else self.promises.facts(),
             "taxonomy": asdict(self.taxonomy),
         }

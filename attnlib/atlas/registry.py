@@ -20,7 +20,7 @@ def mechanism(
     idea: str,
     equation: str,
     cost: str,
-    promises: Promises,
+    promises: Promises | None,
     taxonomy: Taxonomy,
     paper: str | None = None,
     chapter: str | None = None,
@@ -31,14 +31,16 @@ def mechanism(
     r"""Enter a function into the atlas and return it unchanged.
 
     `key` is its name there (the `key` of its paper where it comes from one of the source papers);
-    `step` the step that it changes; `idea` one line; `equation` TeX; `oracle` the dense function
-    that it must equal; `recurrent` its form `(state, query, key, value) -> (read, state)`.
+    `step` the step that it changes; `idea` one line; `equation` TeX; `section` the anchor of its
+    heading in the chapter; `oracle` the dense function that it must equal; `recurrent` its form
+    `(state, query, key, value) -> (read, state)`; `promises` what the conformance suite checks, or
+    None for a form other than `(query, key, value, ...) -> read`, which its own tests hold.
     Raises ValueError for a key that is taken, an unknown step, or a promise about an argument that
     the function does not take; TypeError where `promises` or `taxonomy` is of another type.
     """
     if step not in STEPS:
         raise ValueError(f"step must be one of {STEPS}, got {step!r}")
-    if not isinstance(promises, Promises):
+    if promises is not None and not isinstance(promises, Promises):
         raise TypeError(f"promises must be attnlib.Promises(...), got {type(promises).__name__}")
     if not isinstance(taxonomy, Taxonomy):
         raise TypeError(f"taxonomy must be attnlib.Taxonomy(...), got {type(taxonomy).__name__}")
@@ -48,7 +50,7 @@ def mechanism(
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         takes = inspect.signature(function).parameters
         for promise, argument in _ARGUMENT_OF.items():
-            if getattr(promises, promise) and argument not in takes:
+            if promises is not None and getattr(promises, promise) and argument not in takes:
                 raise ValueError(
                     f"promises of {key!r}: {promise}=True needs an argument {argument}, "
                     f"which {function.__name__} does not take"
@@ -76,6 +78,11 @@ def mechanism(
 def all_mechanisms() -> list[Mechanism]:
     """Every entry of the atlas, by key."""
     return [_table[key] for key in sorted(_table)]
+
+
+def operators() -> list[Mechanism]:
+    """The entries of the form `(query, key, value, ...) -> read`, which make promises, by key."""
+    return [entry for entry in all_mechanisms() if entry.promises is not None]
 
 
 def get(name: str) -> Mechanism:

@@ -77,6 +77,11 @@ def check(
     if entry is None:
         trial = Trial(function, promises or Promises(), oracle, arguments, recurrent)
         name = getattr(function, "__name__", type(function).__name__)
+    elif promises is None and entry.promises is None:
+        raise ValueError(
+            f"function must have the form (query, key, value, ...) -> read, got {entry.name}, "
+            "which has another"
+        )
     else:
         trial = Trial(
             entry.function,

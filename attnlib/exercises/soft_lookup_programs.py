@@ -32,7 +32,7 @@ def softmax_over_a_support(answer) -> str:
     require(close(weights, right), "rows sum to one, but the weights are not powers of e")
     _empty_rows(answer)
     _large_scores(answer)
-    return "The weights fit, also in an empty row and for scores up to 1e4, and so does the gradient."
+    return "The weights fit, also in an empty row and for scores up to 1e4, and the gradient does."
 
 
 def _empty_rows(answer) -> None:

@@ -4,12 +4,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attnlib.atlas import Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.checks import check_tensor
 from attnlib.score.compare import trilinear
 from attnlib.weight.softmax import softmax
 
 
+@mechanism(
+    key="bidaf",
+    paper="bidaf",
+    chapter="1-foundations/soft-lookup",
+    section="read-in-two-directions",
+    step="read",
+    idea="two sequences read each other, and one vector a context token is kept",
+    equation=r"\tilde u_t = \mathrm{softmax}_j(s_{tj})\,u_j,\;"
+    r"\tilde h = \mathrm{softmax}_t(\max_j s_{tj})\,h_t",
+    cost="time T J D, memory T J",
+    promises=None,
+    taxonomy=Taxonomy(sequences="co", levels="single", positions="soft", representations="single"),
+)
 def bidirectional_attention(
     context: Float[Tensor, "*batch T D"],
     question: Float[Tensor, "*batch J D"],

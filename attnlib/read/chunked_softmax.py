@@ -19,6 +19,7 @@ from attnlib.support import Grid, Predicate, allowed_keys, index_grid
     key="chunked-softmax",
     paper="milakov-2018",
     chapter="1-foundations/soft-lookup",
+    section="cost",
     step="read",
     idea="softmax attention folded chunk by chunk into a running maximum, total and read",
     equation=r"\mathrm{softmax}(Q K^\top / \sqrt{D})\, V",
@@ -89,7 +90,7 @@ def chunked_softmax_attention(
 
     def block(rows: slice) -> Tensor:
         args = (query[..., rows, :], key, value, rows)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
             return checkpoint(read_block, *args, use_reentrant=False)
         return read_block(*args)
 

@@ -3,10 +3,25 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from attnlib.atlas import Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.score.compare import additive
 
 
+@mechanism(
+    key="pointer-networks",
+    paper="pointer-networks",
+    chapter="1-foundations/soft-lookup",
+    section="read-stop-and-point",
+    step="read",
+    idea="the weights are the answer: point to a key and read nothing",
+    equation=r"\mathrm{softmax}_j(v^\top \tanh(W_1 k_j + W_2 q_i))",
+    cost="time and memory N M A",
+    promises=None,
+    taxonomy=Taxonomy(
+        sequences="distinctive", levels="single", positions="soft", representations="single"
+    ),
+)
 def pointer_attention(
     query: Float[Tensor, "*batch N D"],
     key: Float[Tensor, "*batch M K"],

@@ -27,6 +27,7 @@ def trial_matrices(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tenso
     key="additive",
     paper="bahdanau-2015",
     chapter="1-foundations/soft-lookup",
+    section="score-a-small-network-or-a-product",
     step="score",
     idea="a small network with one hidden layer scores each pair of query and key",
     equation=r"\mathrm{softmax}_j\bigl(v^\top \tanh(W q_i + U k_j)\bigr)\, V",

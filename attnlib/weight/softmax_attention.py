@@ -15,6 +15,7 @@ from attnlib.weight.softmax import softmax
     key="softmax",
     paper="vaswani-2017",
     chapter="1-foundations/soft-lookup",
+    section="four-lines-five-steps",
     step="weight",
     idea="weights are a softmax of scaled dot products",
     equation=r"\mathrm{softmax}(Q K^\top / \sqrt{D})\, V",

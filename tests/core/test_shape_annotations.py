@@ -12,7 +12,7 @@ with install_import_hook("attnlib", "beartype.beartype"):
 from attnlib.conformance.trial import draw
 from attnlib.memory import empty_read, finish, merge, partial_read
 
-for entry in attnlib.all_mechanisms():
+for entry in attnlib.atlas.operators():
     for lead in ((), (2,), (3, 2), (2, 3, 2)):
         inputs = draw(5, 7, lead=lead)
         options = {"is_causal": True, "attn_mask": torch.ones(5, 7, dtype=torch.bool)}

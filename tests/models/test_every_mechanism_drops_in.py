@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnlib.atlas import all_mechanisms, get
+from attnlib.atlas import get, operators
 from attnlib.models import DecoderLM, MultiHeadAttention, VisionTransformer, multi_head
 from attnlib.tasks import Copy
 from attnlib.training import train
 
-CAUSAL = [entry.key for entry in all_mechanisms() if entry.promises.causal]
-ALL = [entry.key for entry in all_mechanisms()]
+CAUSAL = [entry.key for entry in operators() if entry.promises.causal]
+ALL = [entry.key for entry in operators()]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
