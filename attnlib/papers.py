@@ -54,8 +54,8 @@ class Paper:
 
     @property
     def anchor(self) -> str:
-        """The name of the paper's place on the page of sources: "paper-vaswani-2017"."""
-        return f"paper-{self.key}"
+        """The name of the paper's place on the page of sources: its key."""
+        return self.key
 
     @property
     def url(self) -> str:

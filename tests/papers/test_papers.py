@@ -158,7 +158,7 @@ def test_a_paper_without_a_record_is_cited_by_its_title():
 
 
 def test_an_anchor_is_made_from_the_key():
-    assert PAPERS["vaswani-2017"].anchor == "paper-vaswani-2017"
+    assert PAPERS["vaswani-2017"].anchor == "vaswani-2017"
 
 
 def test_an_unknown_key_names_the_nearest_one():
