@@ -7,11 +7,11 @@ PAGE := _build/html/book/index.html
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lab run study pdf gpu clean check-python
+.PHONY: help book test serve lab run study benchmark pdf gpu clean check-python
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(BOOK_ENV)/.stamp ## build the site from the stored outputs and open it
 	@$(BOOK_ENV)/bin/jupyter-book build . -W --keep-going -n --quiet > /dev/null
@@ -32,6 +32,9 @@ run: $(FULL_ENV)/.stamp ## run the chapters that changed and store their outputs
 study: $(FULL_ENV)/.stamp ## run the long experiments of a chapter (CHAPTER=1-foundations/soft-lookup)
 	@test -n "$(CHAPTER)" || { echo "Say which chapter: make study CHAPTER=1-foundations/soft-lookup"; exit 2; }
 	$(FULL_ENV)/bin/python book/_tools/study.py $(CHAPTER) $(ARGS)
+
+benchmark: $(FULL_ENV)/.stamp ## measure what the book promises of itself: speed, memory, size
+	@$(FULL_ENV)/bin/python book/_tools/benchmark.py
 
 pdf: $(FULL_ENV)/.stamp ## write the book as one PDF (needs Chromium)
 	$(FULL_ENV)/bin/python book/_tools/pdf.py

@@ -1,0 +1,111 @@
+"""`make benchmark`: the numbers that the book promises of itself, measured here and printed.
+
+Speed is measured, never asserted: nothing fails on a slow machine.
+"""
+
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADS, LENGTH, WIDTH = 8, 8192, 64
+MEGABYTE = 2**20
+
+
+def main() -> None:
+    import torch
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"softmax attention, {HEADS} heads, N = M = {LENGTH}, D = {WIDTH}, float32, no gradient")
+    sdpa, chunked = seconds("sdpa"), seconds("chunked")
+    print(f"  PyTorch's SDPA {sdpa:.2f} s, chunked {chunked:.2f} s: ratio {chunked / sdpa:.2f}")
+    matrix = HEADS * LENGTH**2 * 4
+    extra = measured("extra_memory")
+    print(
+        f"  chunked form, extra memory at its peak: {extra / MEGABYTE:.0f} MB, "
+        f"{100 * extra / matrix:.1f} % of the {matrix / MEGABYTE:.0f} MB of the weights"
+    )
+    print(f"importing attnlib after torch: {measured('import_seconds'):.2f} s")
+    print(f"the built site: {site_megabytes():.1f} MB")
+
+
+def inputs():
+    import torch
+
+    torch.manual_seed(0)
+    return [torch.randn(1, HEADS, LENGTH, WIDTH) for _ in range(3)]
+
+
+def seconds(form: str, repeats: int = 3) -> float:
+    """The best of some runs."""
+    import torch
+
+    from attnlib import chunked_softmax_attention
+
+    forms = {
+        "sdpa": torch.nn.functional.scaled_dot_product_attention,
+        "chunked": chunked_softmax_attention,
+    }
+    tensors, best = inputs(), math.inf
+    with torch.no_grad():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            forms[form](*tensors)
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def extra_memory() -> float:
+    """Bytes that a process grows by while the chunked form runs, inputs and output left out."""
+    import torch
+
+    from attnlib import chunked_softmax_attention
+
+    tensors = inputs()
+    with torch.no_grad():
+        chunked_softmax_attention(*[tensor[:, :, :64] for tensor in tensors])
+        ballast = torch.ones(2**28)  # 1 GB, so that the peak so far is what is held right now
+        before = peak_bytes()
+        out = chunked_softmax_attention(*tensors)
+    del ballast
+    return peak_bytes() - before - out.nbytes
+
+
+def import_seconds() -> float:
+    """Seconds that `import attnlib` takes once torch is there."""
+    import torch  # noqa: F401
+
+    start = time.perf_counter()
+    import attnlib  # noqa: F401
+
+    return time.perf_counter() - start
+
+
+def measured(name: str) -> float:
+    """The number that a function of this file gives in a fresh process."""
+    code = f"import benchmark; print(benchmark.{name}())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr}")
+    return float(done.stdout)
+
+
+def peak_bytes() -> float:
+    """The largest resident size of this process so far (kilobytes on Linux, bytes on macOS)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def site_megabytes() -> float:
+    """The size of what `make book` built (0 where it has not run)."""
+    files = (ROOT / "_build" / "html").rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file()) / MEGABYTE
+
+
+if __name__ == "__main__":
+    main()
