@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from attnlib.figures.style import DIVERGING, INK, QUIET_INK, SEQUENTIAL, WIDTH, styled
 
@@ -51,14 +52,14 @@ def label_tokens(axes: Axes, rows: Sequence[str] | None, columns: Sequence[str] 
             raise ValueError(f"{name}: got {len(tokens)} labels, expected {length}")
     if rows is not None and queries <= MOST_LABELS:
         axes.set_yticks(range(queries), rows)
-    elif queries <= 10:
-        axes.set_yticks(range(queries))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if columns is not None and keys <= MOST_LABELS:
         axes.set_xticks(range(keys), columns)
         if _stand_upright(columns):
             axes.tick_params(axis="x", rotation=90)
-    elif keys <= 10:
-        axes.set_xticks(range(keys))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if MOST_LABELS >= max(queries, keys) > 16:
         axes.tick_params(labelsize=7)
     axes.tick_params(length=0 if max(queries, keys) <= MOST_LABELS else 3)
@@ -103,7 +104,7 @@ def heatmap(
     matrix = as_matrix(weights)
     low, high = color_limits([matrix], limits, signed)
     if ax is None:
-        _, ax = plt.subplots(figsize=_size_of_panels([matrix], 1, columns))
+        _, ax = plt.subplots(figsize=_size_of_panels([matrix], 1, columns), layout="compressed")
     image = _draw(ax, matrix, low, high, signed)
     label_tokens(ax, rows, columns)
     ax.set(xlabel="key", ylabel="query")
@@ -129,7 +130,11 @@ def heatmaps(
     in_a_row = min(4, len(panels))
     grid_rows = -(-len(panels) // in_a_row)
     figure, grid = plt.subplots(
-        grid_rows, in_a_row, squeeze=False, figsize=_size_of_panels(panels, in_a_row, columns)
+        grid_rows,
+        in_a_row,
+        squeeze=False,
+        figsize=_size_of_panels(panels, in_a_row, columns),
+        layout="compressed",
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
