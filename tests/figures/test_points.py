@@ -98,8 +98,10 @@ def test_the_figure_passes_the_checks_of_show(shown):
     assert not plt.get_fignums()
 
 
-def test_the_readers_own_style_is_left_alone():
-    with plt.rc_context({"font.size": 21, "axes.grid": True}):
+def test_it_is_drawn_in_the_style_of_the_book_and_leaves_that_of_the_reader():
+    with plt.rc_context({"axes.labelsize": 21, "axes.grid": True}):
         before = {name: plt.rcParams[name] for name in STYLE}
-        drawn()
+        axes = drawn()
+        assert axes.yaxis.label.get_size() == STYLE["axes.labelsize"]
+        assert not axes.spines["top"].get_visible()
         assert {name: plt.rcParams[name] for name in STYLE} == before

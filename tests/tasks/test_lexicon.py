@@ -74,6 +74,11 @@ def test_shuffled_flags_do_not_tell_where_the_word_stands(noise):
     assert abs(word - others) < 0.02
 
 
+def test_shuffled_flags_stand_anywhere():
+    at = draw(count=10_000, informative=False).flags[..., 0].mean(0)
+    assert (at - at.mean()).abs().max() < 0.02
+
+
 def test_a_seed_fixes_the_sentences():
     one, same, other = draw(seed=1), draw(seed=1), draw(seed=2)
     assert all(map(torch.equal, one, same))
