@@ -14,6 +14,12 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
 
+def check_dtype(name: str, tensor: Tensor, query: Tensor) -> None:
+    """Raise TypeError unless `tensor` has the dtype of the query."""
+    if tensor.dtype != query.dtype:
+        raise TypeError(f"{name} must have the dtype of query ({query.dtype}), got {tensor.dtype}")
+
+
 def check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False) -> None:
     """Check that query (..., heads, N, D), key (..., heads, M, D) and value (..., heads, M, E) fit.
 
@@ -28,10 +34,7 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool 
                 f"got shape {tuple(tensor.shape)}"
             )
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.dtype != query.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of query ({query.dtype}), got {tensor.dtype}"
-            )
+        check_dtype(name, tensor, query)
         if tensor.device != query.device:
             raise ValueError(
                 f"{name} must be on the device of query ({query.device}), got {tensor.device}"

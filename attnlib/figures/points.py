@@ -29,11 +29,12 @@ def points(
         raise ValueError("series: it is empty, expected {name: runs}")
     if len(series) > len(LINE_COLORS):
         raise ValueError(f"series: got {len(series)}, expected at most {len(LINE_COLORS)}")
+    for name, runs in series.items():
+        if len(runs) != len(labels):
+            raise ValueError(f"series[{name!r}]: got {len(runs)} variants, expected {len(labels)}")
     figure, axes = plt.subplots(figsize=(WIDTH, 3.0))
     step = 0.7 / len(series)
     for number, (name, runs) in enumerate(series.items()):
-        if len(runs) != len(labels):
-            raise ValueError(f"series[{name!r}]: got {len(runs)} variants, expected {len(labels)}")
         color = LINE_COLORS[number]
         for place, values in enumerate(runs):
             x = place + (number - (len(series) - 1) / 2) * step

@@ -69,13 +69,14 @@ def layer_operator(
     """
     if isinstance(operator, str):
         operator = WITH_PARAMETERS.get(operator) or atlas.get(operator)
-    if isinstance(operator, atlas.Mechanism):
-        if operator.promises is None:
+    entry = operator if isinstance(operator, atlas.Mechanism) else atlas.entry_of(operator)
+    if entry is not None:
+        if entry.promises is None:
             raise ValueError(
                 f"operator must have the form (query, key, value, ...) -> read, "
-                f"got {operator.key!r}, which has another"
+                f"got {entry.key!r}, which has another"
             )
-        operator = operator.function
+        operator = entry.function
     if isinstance(operator, type) and issubclass(operator, nn.Module):
         operator = operator(head_width)
     if not callable(operator):

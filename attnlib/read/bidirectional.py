@@ -43,27 +43,25 @@ def bidirectional_attention(
     Cost: time T J D, memory T J. Errors as in `attend`.
     Source: Seo et al. (2017), eqs. 1 to 3. Derived in chapter 1.1.
     """
+    _check_sequences(context, question)
     for name, mask, tokens in (
         ("question_mask", question_mask, question),
         ("context_mask", context_mask, context),
     ):
-        check_tensor(name.removesuffix("_mask"), tokens)
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != tokens.shape[:-1]):
-            raise ValueError(
-                f"{name} must be bool of shape {tuple(tokens.shape[:-1])}, "
-                f"got {mask.dtype} {tuple(mask.shape)}"
-            )
+        if mask is not None:
+            _check_real_tokens(name, mask, tokens)
     score = trilinear(vector)
     seen = None if question_mask is None else question_mask[..., None, :]
     to_context = attend(context, question, question, score=score, attn_mask=seen)
 
     scores = score(context, question)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    best = scores.amax(-1)[..., None, :]
-    real = torch.ones_like(best, dtype=torch.bool)
+    asked = torch.ones_like(scores, dtype=torch.bool) if seen is None else seen.expand_as(scores)
+    lowest = torch.finfo(scores.dtype).min
+    # One more column of lowest scores: the maximum of no words at all.
+    words = torch.nn.functional.pad(scores.masked_fill(~asked, lowest), (0, 1), value=lowest)
+    best, real = words.amax(-1)[..., None, :], asked.any(-1)[..., None, :]
     if context_mask is not None:
-        real = context_mask[..., None, :]
+        real = real & context_mask[..., None, :]
     return to_context, softmax(best, real) @ context
 
 
@@ -74,3 +72,29 @@ def flow(
 ) -> Float[Tensor, "*batch T four_D"]:
     """One vector a context token: G_t = [h_t; u~_t; h_t * u~_t; h_t * h~] (Seo et al., eq. 4)."""
     return torch.cat((context, to_context, context * to_context, context * to_question), dim=-1)
+
+
+def _check_sequences(context: Tensor, question: Tensor) -> None:
+    for name, tokens in (("context", context), ("question", question)):
+        check_tensor(name, tokens)
+        if tokens.dim() < 2:
+            raise ValueError(f"{name} must have shape (..., length, D), got {tuple(tokens.shape)}")
+    if question.dtype != context.dtype:
+        raise TypeError(
+            f"question must have the dtype of context ({context.dtype}), got {question.dtype}"
+        )
+    if (*question.shape[:-2], question.shape[-1]) != (*context.shape[:-2], context.shape[-1]):
+        raise ValueError(
+            f"question must have the batch and the width of context {tuple(context.shape)}, "
+            f"got {tuple(question.shape)}"
+        )
+
+
+def _check_real_tokens(name: str, mask: Tensor, tokens: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a bool tensor (True = a real token), got {came}")
+    if mask.shape != tokens.shape[:-1]:
+        raise ValueError(
+            f"{name} must have shape {tuple(tokens.shape[:-1])}, got {tuple(mask.shape)}"
+        )

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attnlib.checks import check_dtype
+
 
 def dot_product(
     query: Float[Tensor, "*batch N D"],
@@ -55,13 +57,26 @@ def additive(
     Cost: memory N M A, because the hyperbolic tangent is taken for every pair.
     Source: Bahdanau et al. (2015), appendix A.1.2.
     """
-    widths = query_matrix.shape[0], key_matrix.shape[0], vector.shape[0]
-    if len(set(widths)) != 1:
+    parameters = {"query_matrix": query_matrix, "key_matrix": key_matrix, "vector": vector}
+    shapes = [tuple(weights.shape) for weights in parameters.values()]
+    if [len(shape) for shape in shapes] != [2, 2, 1] or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(
-            f"query_matrix, key_matrix and vector must share their first size, got {widths}"
+            "query_matrix, key_matrix and vector must have shapes (A, D), (A, K) and (A,), "
+            f"got {shapes}"
         )
 
     def score(query, key, scale=None):
+        for name, tokens, weights in (
+            ("query_matrix", query, query_matrix),
+            ("key_matrix", key, key_matrix),
+        ):
+            if weights.shape[-1] != tokens.shape[-1]:
+                raise ValueError(
+                    f"{name} must have shape (hidden, {tokens.shape[-1]}), "
+                    f"got {tuple(weights.shape)}"
+                )
+        for name, weights in parameters.items():
+            check_dtype(name, weights, query)
         hidden = torch.tanh(
             (query @ query_matrix.mT).unsqueeze(-2) + (key @ key_matrix.mT).unsqueeze(-3)
         )
@@ -84,6 +99,7 @@ def trilinear(vector: Float[Tensor, " three_D"]) -> Callable[..., Tensor]:
                 f"query, key and vector must have widths D, D and 3 D, "
                 f"got {width}, {key.shape[-1]} and {tuple(vector.shape)}"
             )
+        check_dtype("vector", vector, query)
         of_query, of_key, of_product = vector.split(width)
         scores = (
             (query @ of_query)[..., :, None]

@@ -190,7 +190,7 @@ def hull_score(points, target, answer) -> tuple[bool, bool, float]:
     stop = len(points)
     right = target[: (target == stop).nonzero()[0, 0]].tolist()
     ends = (answer == stop).nonzero()
-    given = answer[: ends[0, 0] if len(ends) else stop].tolist()
+    given = answer[: ends[0, 0] if len(ends) else None].tolist()  # without an end: too long
     turns = [given[k:] + given[:k] for k in range(len(given))]
     simple = is_simple(points, given)
     share = abs(polygon_area(points, given)) / polygon_area(points, right) if simple else 0.0

@@ -24,7 +24,7 @@ CASES = {
     "cap": (lambda: score.soft_cap(0.0), "limit must be positive, got 0.0"),
     "additive": (
         lambda: score.additive(torch.ones(2, 4), torch.ones(3, 4), torch.ones(2)),
-        "query_matrix, key_matrix and vector must share",
+        "query_matrix, key_matrix and vector must have shapes",
     ),
     "general": (lambda: score.general(torch.ones(3, 3))(x, x), "matrix must have shape"),
     "rotate width": (

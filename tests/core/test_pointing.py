@@ -162,7 +162,6 @@ WRONG_MATRICES = {
 }
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="additive checks no widths of matrices")
 @pytest.mark.parametrize("name", WRONG_MATRICES)
 def test_a_matrix_of_the_wrong_width_is_refused_by_name(name):
     with pytest.raises((ValueError, TypeError), match=name):
