@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from attnlib.figures.labels import label_lines
 from attnlib.figures.style import LINE_COLORS, LINE_DASHES, QUIET_INK, WIDTH, styled
@@ -49,6 +50,10 @@ def curves(
         axes.plot(x, mean, color=color, linestyle=dash, label=name)
         ends.append(mean[-1])
     axes.margins(x=0)
+    if xscale == "linear" and all(
+        (np.mod(np.asarray(x, dtype=np.float64), 1) == 0).all() for x, _ in series.values()
+    ):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for height in (reference or {}).values():
         axes.axhline(height, color=QUIET_INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     if ylimits is not None:
