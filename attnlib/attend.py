@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attnlib.checks import check_attention, check_count, check_mask, check_scale
 from attnlib.read.heads import repeat_key_heads, weighted_sum
+from attnlib.score.changes import changed
 from attnlib.score.compare import dot_product
 from attnlib.support import allowed_keys, index_grid
 from attnlib.weight.softmax import softmax
@@ -54,7 +55,7 @@ def attend(
 
     scores = score(query, key, scale=scale)
     if score_mod is not None:
-        scores = score_mod(scores, *where)
+        scores = changed(score_mod, scores, where)
     if attn_mask is not None:
         check_mask(attn_mask, scores.shape)
     allowed = allowed_keys(where, support, attn_mask, is_causal)

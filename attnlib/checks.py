@@ -78,22 +78,31 @@ def check_mask(attn_mask: Tensor, shape: torch.Size) -> None:
         came = attn_mask.dtype if isinstance(attn_mask, Tensor) else type(attn_mask).__name__
         raise TypeError(
             f"attn_mask must be a bool tensor (True = may attend), got {came}; "
-            "pass an additive bias as score_mod=attnlib.score.bias(tensor)"
+            "pass a mask of 0 and -inf as attn_mask=(mask == 0), and an additive bias as "
+            "score_mod=attnlib.score.bias(tensor)"
         )
-    try:
-        broadcast = torch.broadcast_shapes(attn_mask.shape, shape)
-    except RuntimeError:
-        broadcast = None
-    if broadcast != shape:
+    if not fits(attn_mask.shape, shape):
         raise ValueError(
             f"attn_mask must broadcast to the scores' shape {tuple(shape)}, "
             f"got {tuple(attn_mask.shape)}"
         )
 
 
+def fits(shape: torch.Size, into: torch.Size) -> bool:
+    """Whether a tensor of `shape` broadcasts to `into`, without making it any larger."""
+    try:
+        return torch.broadcast_shapes(shape, into) == into
+    except RuntimeError:
+        return False
+
+
 def check_scale(scale: float | None) -> None:
     """Check that a scale is None (the score's own default) or a positive finite number."""
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+    if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a positive finite number, got {scale}")
 
 

@@ -90,8 +90,9 @@ class Behaviour:
 
     The effect is shown if every seed lies on the expected side of zero and |mean| > 2 spread, where
     spread is the sample standard deviation between seeds. The control may not show it: for the
-    control the same rule is read with the larger of the two spreads. The part holds if the effect
-    is shown and the control does not show it.
+    control the same rule is read with the larger of the two spreads, its mean must stay below half
+    the effect's, and its spread below the effect. The part holds if the effect is shown and the
+    control does not show it.
     """
 
     effects: tuple[float, ...]
@@ -112,6 +113,10 @@ class Behaviour:
     def control_shows_it(self) -> bool:
         if self.control is None:
             return False
+        sign = 1 if self.expect == "positive" else -1
+        half = sign * mean(self.effects) / 2
+        if sign * mean(self.control) >= half or stdev(self.control) >= 2 * half:
+            return True  # too near to the effect, or too noisy to tell
         return self._shows(self.control, max(self.spread, stdev(self.control)))
 
     def _shows(self, effects: tuple[float, ...], spread: float) -> bool:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from attnlib.checks import check_count
+from attnlib.checks import check_count, fits
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Grid = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -42,6 +42,11 @@ class Support:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def _check_table(name: str, table: Tensor) -> None:
+    if not isinstance(table, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(table).__name__}")
 
 
 def _name(predicate: Predicate) -> str:
@@ -96,6 +101,7 @@ def dilated(step: int) -> Support:
 
 def document(ids: Int[Tensor, " length"] | Int[Tensor, "batch length"]) -> Support:
     """The keys of the query's own document; `ids` names the document of each position."""
+    _check_table("ids", ids)
     if ids.dim() not in (1, 2):
         raise ValueError(
             f"ids must have shape (length,) or (batch, length), got {tuple(ids.shape)}"
@@ -107,6 +113,7 @@ def document(ids: Int[Tensor, " length"] | Int[Tensor, "batch length"]) -> Suppo
 
 def padding(lengths: Int[Tensor, " batch"]) -> Support:
     """The keys before the padding: j < lengths[b]."""
+    _check_table("lengths", lengths)
     if lengths.dim() != 1:
         raise ValueError(f"lengths must have shape (batch,), got {tuple(lengths.shape)}")
     return Support(lambda b, h, q_idx, kv_idx: kv_idx < lengths[b], "padding(lengths)")
@@ -114,6 +121,7 @@ def padding(lengths: Int[Tensor, " batch"]) -> Support:
 
 def from_mask(mask: Bool[Tensor, "N M"]) -> Support:
     """The keys that a bool table marks True."""
+    _check_table("mask", mask)
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise ValueError(f"mask must be a bool table (N, M), got {mask.dtype} {tuple(mask.shape)}")
     return Support(lambda b, h, q_idx, kv_idx: mask[q_idx, kv_idx], "from_mask(mask)")
@@ -154,10 +162,36 @@ def allowed_keys(
     if is_causal:
         allowed = allowed & causal(*where)
     if support is not None:
-        allowed = allowed & support(*where)
+        allowed = allowed & seen_keys(support, where)
     if attn_mask is not None:
         allowed = allowed & attn_mask
     return allowed
+
+
+def seen_keys(support: Predicate, where: Grid) -> Bool[Tensor, ...]:
+    """What a support says of the pairs of `where`, once it is sure to be a support."""
+    if not callable(support):
+        raise TypeError(
+            "support must be a predicate (b, h, q_idx, kv_idx) -> bool, "
+            f"got {type(support).__name__}"
+        )
+    try:
+        seen = support(*where)
+    except IndexError as error:
+        raise ValueError(
+            f"support {_name(support)} must hold for all queries and keys, got a table that is "
+            f"too small: {error}"
+        ) from error
+    if not isinstance(seen, Tensor) or seen.dtype != torch.bool:
+        came = seen.dtype if isinstance(seen, Tensor) else type(seen).__name__
+        raise TypeError(f"support {_name(support)} must give a bool tensor, got {came}")
+    pairs = torch.broadcast_shapes(*(index.shape for index in where))
+    if not fits(seen.shape, pairs):
+        raise ValueError(
+            f"support {_name(support)} must give a shape that broadcasts to {tuple(pairs)}, "
+            f"got {tuple(seen.shape)}"
+        )
+    return seen
 
 
 def dense(

@@ -51,7 +51,8 @@ class Promises:
     grouped_query: bool = True
     """With enable_gqa, query head h reads key head h // (heads / key_heads)."""
     padding: bool = True
-    """Keys that attn_mask forbids change nothing; a row without keys reads zero."""
+    """Keys that attn_mask forbids change nothing, as long as their values are finite; a row without
+    keys reads zero."""
     constant_state: bool = False
     """Its form for one token at a time keeps a state whose size does not grow."""
     score_range: float = 1e4

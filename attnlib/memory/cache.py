@@ -30,6 +30,11 @@ class KeyValueCache(NamedTuple):
                     f"{name} must have shape {(*old.shape[:-2], 'n', old.shape[-1])} "
                     f"to be appended, got {tuple(new.shape)}"
                 )
+            if (new.dtype, new.device) != (old.dtype, old.device):
+                raise TypeError(
+                    f"{name} must be {old.dtype} on {old.device} to be appended, "
+                    f"got {new.dtype} on {new.device}"
+                )
         return KeyValueCache(
             torch.cat((self.key, key), dim=-2), torch.cat((self.value, value), dim=-2)
         )
@@ -49,7 +54,14 @@ def softmax_attention_step(
     Token by token it gives the rows of `softmax_attention(..., is_causal=True)`.
     Cost: time and memory M (D + E) a token for a cache of M tokens. Pass None to begin.
     """
+    if cache is not None and not isinstance(cache, KeyValueCache):
+        raise TypeError(f"cache must be a KeyValueCache or None, got {type(cache).__name__}")
     cache = KeyValueCache(key, value) if cache is None else cache.append(key, value)
+    if query.shape[-2] > cache.length:
+        raise ValueError(
+            f"query must have at most as many rows as tokens are kept ({cache.length}), "
+            f"got {query.shape[-2]}"
+        )
     read = attend(
         query,
         cache.key,

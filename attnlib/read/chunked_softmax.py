@@ -10,7 +10,7 @@ from attnlib.attend import attend
 from attnlib.checks import check_attention, check_count, check_mask, check_scale
 from attnlib.memory.partial_read import empty_read, finish, merge, partial_read
 from attnlib.read.heads import repeat_key_heads
-from attnlib.score.changes import ScoreMod
+from attnlib.score.changes import ScoreMod, changed
 from attnlib.score.compare import dot_product
 from attnlib.support import Grid, Predicate, allowed_keys, index_grid
 
@@ -81,7 +81,7 @@ def chunked_softmax_attention(
                 continue
             scores = dot_product(query.to(dtype), key[..., columns, :].to(dtype), scale)
             if score_mod is not None:
-                scores = score_mod(scores, *tile)
+                scores = changed(score_mod, scores, tile)
             part = partial_read(
                 scores, value[..., columns, :].to(dtype), None if allowed.all() else allowed
             )
@@ -94,10 +94,12 @@ def chunked_softmax_attention(
             return checkpoint(read_block, *args, use_reentrant=False)
         return read_block(*args)
 
+    # Nothing of nothing: where no tile is read, it still ties the zero read to its inputs.
+    nothing = query[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum()
     blocks = [block(rows) for rows in chunks(query.shape[-2], chunk)]
     if not blocks:
-        return query.new_zeros(*query.shape[:-1], value.shape[-1])
-    return torch.cat(blocks, dim=-2)
+        return query.new_zeros(*query.shape[:-1], value.shape[-1]) + nothing
+    return torch.cat(blocks, dim=-2) + nothing
 
 
 def chunks(length: int, size: int) -> list[slice]:

@@ -16,6 +16,26 @@ from attnlib.checks import check_count
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+def changed(score_mod: ScoreMod, scores: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+    """The scores after a change, once it is sure to be one: their shape stays."""
+    if not callable(score_mod):
+        raise TypeError(
+            "score_mod must be a function (score, b, h, q_idx, kv_idx) -> score, "
+            f"got {type(score_mod).__name__}"
+        )
+    try:
+        result = score_mod(scores, *where)
+    except IndexError as error:
+        raise ValueError(
+            "score_mod must hold for all heads, queries and keys, got a table that is too small: "
+            f"{error}"
+        ) from error
+    if not isinstance(result, Tensor) or result.shape != scores.shape:
+        came = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"score_mod must keep the shape {tuple(scores.shape)}, got {came}")
+    return result
+
+
 def then(first: ScoreMod, second: ScoreMod) -> ScoreMod:
     """Two changes one after the other: second(first(score))."""
 
@@ -85,8 +105,8 @@ def relative_bias(table: Float[Tensor, "heads span"]) -> ScoreMod:
 
 def soft_cap(limit: float) -> ScoreMod:
     """Scores bent into (-limit, limit): limit * tanh(s / limit)."""
-    if not limit > 0:
-        raise ValueError(f"limit must be positive, got {limit}")
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit must be positive and finite, got {limit}")
 
     def change(score, b, h, q_idx, kv_idx):
         return limit * torch.tanh(score / limit)

@@ -1,5 +1,7 @@
 """Encodings of position: what is added to a token, or turned in it, before the score."""
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +18,7 @@ def sinusoidal(length: int, dim: int, base: float = 10000.0) -> Float[Tensor, "l
     """
     check_count("length", length)
     check_even_width("dim", dim)
+    check_base(base)
     angle = angles(torch.arange(length), dim, base)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
 
@@ -31,6 +34,9 @@ def rotate(
     Source: Su et al. (2021), eqs. 14, 15 and 34.
     """
     check_even_width("x", x.shape[-1])
+    check_base(base)
+    if not isinstance(positions, Tensor):
+        raise TypeError(f"positions must be a torch.Tensor, got {type(positions).__name__}")
     if tuple(positions.shape) != (x.shape[-2],):
         raise ValueError(
             f"positions must have shape ({x.shape[-2]},), one for each row of x, "
@@ -54,3 +60,9 @@ def check_even_width(name: str, width: int) -> None:
     """Check that a width can be split into pairs."""
     if width < 2 or width % 2:
         raise ValueError(f"{name} must have an even width of at least 2, got {width}")
+
+
+def check_base(base: float) -> None:
+    """Check that wavelengths can be powers of `base`."""
+    if not (math.isfinite(base) and base > 0):
+        raise ValueError(f"base must be positive and finite, got {base}")

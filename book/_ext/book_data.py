@@ -6,7 +6,9 @@ code), papers from attnlib/papers.csv, minutes and claims from the stored notebo
 
 import csv
 import functools
+import importlib.util
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,15 @@ def mechanisms() -> list[dict]:
 def papers() -> list[dict]:
     path = ROOT / "attnlib/papers.csv"
     return csv_rows(path) if path.exists() else []
+
+
+@functools.cache
+def citations() -> dict[str, str]:
+    """How each paper is cited: the words of attnlib/papers.py, which needs no torch."""
+    spec = importlib.util.spec_from_file_location("papers_of_attnlib", ROOT / "attnlib/papers.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {key: paper.cite for key, paper in module.load().items()}
 
 
 def csv_rows(path: Path) -> list[dict]:

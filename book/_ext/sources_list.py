@@ -2,20 +2,12 @@
 
 from html import escape
 
-from book_data import chapters, papers
+from book_data import chapters, citations, papers
 
 
 def source_anchors() -> dict[str, str]:
     """The anchor of each entry and the words for a link without words."""
-    return {paper["key"]: short_name(paper) for paper in papers()}
-
-
-def short_name(paper) -> str:
-    names = [name.strip() for name in paper["authors"].split(";") if name.strip()]
-    if not names:
-        return paper["title"]
-    first = names[0].split()[-1]
-    return f"{first} et al. ({paper['year']})" if len(names) > 2 else f"{first} ({paper['year']})"
+    return citations()
 
 
 def sources_list(link) -> str:
@@ -32,7 +24,7 @@ def section(anchor, title, entries, link) -> str:
 
 
 def order(paper) -> tuple[str, str]:
-    return (short_name(paper).lower(), paper["title"].lower())
+    return (citations()[paper["key"]].lower(), paper["title"].lower())
 
 
 def entry(paper, link) -> str:

@@ -9,6 +9,7 @@ import torch
 from attnlib import chunked_softmax_attention, softmax_attention
 from attnlib.counting import largest_tensor
 from attnlib.score import relative_bias
+from attnlib.support import window
 
 LENGTHS = (128, 256, 512)
 
@@ -88,3 +89,27 @@ def test_a_learned_bias_gets_the_same_gradient_in_both_forms():
         read = attention(*inputs, score_mod=relative_bias(table), is_causal=True)
         gradients += torch.autograd.grad(read.square().sum(), table)
     assert torch.allclose(*gradients, atol=1e-12) and gradients[0].abs().max() > 0.1
+
+
+def test_tiles_without_an_allowed_pair_are_not_computed():
+    computed = []
+
+    def count(scores, *where):
+        computed.append(scores.shape)
+        return scores
+
+    inputs = [torch.ones(1, 64, 4) for _ in range(3)]
+    chunked_softmax_attention(*inputs, is_causal=True, score_mod=count, chunk=16)
+    assert len(computed) == 10  # of 16 tiles, those on the diagonal and below it
+    computed.clear()
+    chunked_softmax_attention(*inputs, support=window(16), score_mod=count, chunk=16)
+    assert len(computed) == 7  # the diagonal and the one below it
+
+
+@pytest.mark.parametrize("length", [0, 5])
+def test_a_read_of_nothing_still_has_a_gradient_of_zero(length):
+    query = torch.ones(1, 5, 4, requires_grad=True)
+    key = torch.ones(1, length, 4)
+    nobody = torch.zeros(5, length, dtype=torch.bool)
+    chunked_softmax_attention(query, key, key, attn_mask=nobody).sum().backward()
+    assert query.grad.abs().sum() == 0

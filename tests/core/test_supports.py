@@ -111,3 +111,8 @@ def test_flex_attention_takes_a_score_change_unchanged(name):
     wanted = attend(*inputs, score_mod=CHANGES[name])
     assert torch.allclose(got, wanted, atol=1e-5)
     assert not torch.allclose(attend(*inputs), wanted, atol=1e-3)
+
+
+def test_a_sink_that_lies_in_the_future_is_not_seen():
+    seen = support.dense(support.sink_and_window(3, 1), 4, 4)[0, 0]
+    assert seen.tolist() == torch.ones(4, 4).tril().bool().tolist()
