@@ -29,7 +29,7 @@ lab: $(FULL_ENV)/.stamp ## open JupyterLab on the chapters
 run: $(FULL_ENV)/.stamp ## run the chapters that changed and store their outputs
 	$(FULL_ENV)/bin/python book/_tools/execute.py $(ARGS)
 
-study: $(FULL_ENV)/.stamp ## run the long experiments of a chapter (CHAPTER=1-foundations/soft-lookup)
+study: $(if $(CHAPTER),$(FULL_ENV)/.stamp) ## run the long experiments of a chapter (CHAPTER=1-foundations/soft-lookup)
 	@test -n "$(CHAPTER)" || { echo "Say which chapter: make study CHAPTER=1-foundations/soft-lookup"; exit 2; }
 	$(FULL_ENV)/bin/python book/_tools/study.py $(CHAPTER) $(ARGS)
 
@@ -46,8 +46,8 @@ clean: ## remove what was built, keep the environments
 	rm -rf _build
 
 check-python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1)."; \
 	  echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check

@@ -1,5 +1,7 @@
 """What the README tells a newcomer to type works."""
 
+import re
+
 import pytest
 from imports import ROOT
 from readme import blocks, known_targets, make_targets
@@ -33,6 +35,22 @@ def test_make_targets_exist(readme):
 
 def test_every_block_says_its_language(readme):
     assert blocks(readme, "") == []
+
+
+def test_files_that_the_pages_name_exist():
+    missing = [
+        f"{page.name}: {target}"
+        for page in (README, ROOT / "CONTRIBUTING.md")
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert missing == []
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports test files by their bare name, so two of one name cannot be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
 
 
 PAGE = """
