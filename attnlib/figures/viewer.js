@@ -2,7 +2,7 @@
 // A weight w is stored as the byte 255 sqrt(w / largest), so small weights keep their digits;
 // the same byte is the opacity of its cell.
 document.querySelectorAll(".attn-viewer:not([data-ready])").forEach((viewer) => {
-  const { layers, heads, queries, keys, largest } = JSON.parse(viewer.dataset.shape);
+  let { layers, heads, queries, keys, largest, head, query } = JSON.parse(viewer.dataset.shape);
   const bytes = Uint8Array.from(atob(viewer.dataset.weights), (c) => c.charCodeAt(0));
   const all = (selector) => [...viewer.querySelectorAll(selector)];
   const one = (selector) => viewer.querySelector(selector);
@@ -11,8 +11,6 @@ document.querySelectorAll(".attn-viewer:not([data-ready])").forEach((viewer) => 
   const keyTokens = all(".attn-keys > *");
   const names = keyTokens.map((token) => token.textContent);
   const rows = all("tbody td");
-  let head = 0;
-  let query = Math.floor(queries / 2);
 
   const byteOf = (h, i, j) => bytes[(h * queries + i) * keys + j];
   const weightOf = (h, i, j) => largest * (byteOf(h, i, j) / 255) ** 2;

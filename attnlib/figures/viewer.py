@@ -18,7 +18,13 @@ STILL_PIXELS_PER_INCH = 100
 
 
 def attention_viewer(
-    weights, tokens: Sequence[str], *, caption: str, alt: str, keys: Sequence[str] | None = None
+    weights,
+    tokens: Sequence[str],
+    *,
+    caption: str,
+    alt: str,
+    keys: Sequence[str] | None = None,
+    start: tuple[int, int, int] | None = None,
 ) -> None:
     """Show weights (layers, heads, N, M), or (heads, N, M), that a reader can walk through.
 
@@ -26,17 +32,24 @@ def attention_viewer(
     or the arrow keys choose a head; pointing at a token, or the arrow keys, choose the query, and
     every key is shaded by the weight that this query gives it. A table says the same in numbers.
     Each weight is kept in one byte, to within 0.002 of the root of its share in the largest.
-    Where scripts are not allowed a picture of the first head stands instead.
+    It opens at `start` = (layer, head, query), counted from zero; unless given, at the first head
+    and the middle query. Where scripts are not allowed a picture of that head stands instead.
 
     Raises ValueError for a wrong shape, weights that are negative or infinite, empty texts, or
     more than 200 KB.
     """
-    markup = viewer_html(weights, tokens, caption=caption, alt=alt, keys=keys)
+    markup = viewer_html(weights, tokens, caption=caption, alt=alt, keys=keys, start=start)
     display_html(markup, plain_text(caption, alt))
 
 
 def viewer_html(
-    weights, tokens: Sequence[str], *, caption: str, alt: str, keys: Sequence[str] | None = None
+    weights,
+    tokens: Sequence[str],
+    *,
+    caption: str,
+    alt: str,
+    keys: Sequence[str] | None = None,
+    start: tuple[int, int, int] | None = None,
 ) -> str:
     """The viewer as one HTML element; see `attention_viewer`."""
     check_texts(caption, alt)
@@ -45,12 +58,18 @@ def viewer_html(
     for name, given, expected in (("tokens", tokens, queries), ("keys", keys or tokens, length)):
         if len(given) != expected:
             raise ValueError(f"{name}: got {len(given)} tokens, expected {expected}")
+    layer, head, query = start or (0, 0, queries // 2)
+    if not (0 <= layer < layers and 0 <= head < heads and 0 <= query < queries):
+        raise ValueError(
+            f"start: got {start}, expected (layer, head, query) below {(layers, heads, queries)}"
+        )
     largest = float(array.max()) or 1.0
     shape = {
         "layers": layers, "heads": heads, "queries": queries, "keys": length, "largest": largest,
+        "head": layer * heads + head, "query": query,
     }  # fmt: skip
     encoded = base64.b64encode(_bytes_of_roots(array, largest)).decode("ascii")
-    still = heatmap(array[0, 0], rows=tokens, columns=keys or tokens, limits=(0, largest))
+    still = heatmap(array[layer, head], rows=tokens, columns=keys or tokens, limits=(0, largest))
     picture = image_html(
         palette_png(still, dpi=STILL_PIXELS_PER_INCH, colors=64), alt, dpi=STILL_PIXELS_PER_INCH
     )
@@ -117,7 +136,7 @@ def _map(largest: float) -> str:
         '<div class="attn-map"><div>rows: queries, columns: keys</div>'
         '<div class="attn-frame"><canvas aria-hidden="true"></canvas>'
         '<div class="attn-row"></div></div><div class="attn-bar"></div>'
-        f'<div class="attn-scale">{marks}</div><div>weight (shade grows with its root)</div></div>'
+        f'<div class="attn-scale">{marks}</div><div>shade: square root of the weight</div></div>'
     )
 
 

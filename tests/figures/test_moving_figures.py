@@ -185,6 +185,13 @@ def test_the_viewer_walks_by_keyboard_and_its_table_tells_the_weights(page, weig
     assert not errors
 
 
+def test_the_viewer_opens_where_it_is_told(page, weights):
+    page.set_content(figures.viewer_html(weights, TOKENS, caption="c", alt="a", start=(1, 0, 3)))
+    np.testing.assert_allclose(numbers_in_table(page), weights[1, 0, 3], atol=0.01)
+    with pytest.raises(ValueError, match="start: got"):
+        figures.viewer_html(weights, TOKENS, caption="c", alt="a", start=(2, 0, 0))
+
+
 def test_the_viewer_follows_the_pointer_over_rows_and_tokens(page, weights):
     page.set_content(figures.viewer_html(weights, TOKENS, caption="c", alt="a"))
     box = page.locator(".attn-map canvas").bounding_box()
