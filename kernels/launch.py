@@ -33,7 +33,7 @@ def missing_kernel(name: str) -> Callable:
     def kernel(*arguments, **options):
         raise ImportError(
             f"{name} is a Triton kernel and Triton is not installed here. "
-            'Use the PyTorch form, or install triton (Linux: pip install triton).'
+            "Use the PyTorch form, or install triton (Linux: pip install triton)."
         )
 
     kernel.__name__ = name
@@ -92,13 +92,13 @@ def check_device(kernel: object, **tensors: Tensor) -> None:
     if place.type == "cpu":
         raise ValueError(
             f"{name} is on the CPU, where a kernel runs only in Triton's interpreter: "
-            'set TRITON_INTERPRET=1 before triton is first imported, or use the PyTorch form'
+            "set TRITON_INTERPRET=1 before triton is first imported, or use the PyTorch form"
         )
     if not suits(place):
         have = ".".join(map(str, torch.cuda.get_device_capability(place)))
         raise ValueError(
             f"{name} is on a chip of compute capability {have}; "
-            'the kernels need 8.0 or newer, use the PyTorch form'
+            "the kernels need 8.0 or newer, use the PyTorch form"
         )
 
 
