@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CELL = """\
 import os, subprocess, sys, torch
-
 page = "{page}"
 if "google.colab" in sys.modules and not os.path.exists("/content/book"):
     book = "{address}"

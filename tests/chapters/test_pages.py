@@ -133,7 +133,7 @@ BAD = [
     ),
     ("no_errors_or_warnings_are_stored", code("x", outputs=[printed("w", "stderr")]), "stderr"),
     ("no_paths_of_a_machine", code("x", outputs=[printed("in /home/me/x.py")]), "/home/me/x.py"),
-    ("no_paths_of_a_machine", markdown("cd /tmp/x"), "path /tmp/x"),
+    ("no_paths_of_a_machine", markdown("cd /home/x"), "path /home/x"),
     (
         "pictures_have_words_and_stay_in_budget",
         code("x", outputs=[drawn('<img src="data:,">')]),
