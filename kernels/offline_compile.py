@@ -103,7 +103,7 @@ def main() -> None:
         {"kernel": name} | compile_launch(launch, chip)
         for name, proof in all_proofs().items()
         for launch in proof.launches
-        for chip in SHARED_MEMORY
+        for chip in launch.chips or SHARED_MEMORY
     ]
     print(json.dumps(reports, indent=1))
 

@@ -1,4 +1,4 @@
-"""What a kernel brings to be proved and timed: a reference, inputs, launches, bytes moved.
+"""What a kernel brings to be proved and timed: a reference, inputs, launches, bytes, operations.
 
 Each kernel `x.py` has a file `x_proof.py` with one Proof, listed in `all_proofs`. The interpreter
 tests, the offline compiler and the GPU benchmark all read it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -28,7 +28,8 @@ class Launch:
     """One compilation of one Triton kernel.
 
     `types` are the arguments in order as Triton writes them ("*fp16", "i32"), `constants` the
-    compile-time ones by name.
+    compile-time ones by name. `chips` are those that this launch is for (80, 86, 90), for tiles
+    that are chosen by the chip; None is all of them.
     """
 
     name: str
@@ -37,11 +38,19 @@ class Launch:
     constants: dict[str, object]
     num_warps: int = 4
     num_stages: int = 3
+    chips: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Everything the three gates and the benchmark need to know about one kernel."""
+    """Everything the three gates and the benchmark need to know about one kernel.
+
+    `bytes_moved` and `operations` take what the kernel takes and count a pass ("forward",
+    "backward"): bytes that no implementation can avoid, and floating-point operations of the
+    matrix products (a multiplication and an addition are two). `peers(case)` gives other
+    implementations of the same function by name; each takes the arguments of the case, and one
+    that raises on this machine is reported with its reason.
+    """
 
     name: str
     kernel: Callable
@@ -49,10 +58,10 @@ class Proof:
     cases: Callable[[torch.dtype, torch.device], Iterator[Case]]
     launches: tuple[Launch, ...]
     timed_cases: Callable[[torch.dtype, torch.device], Iterator[Case]]
-    bytes_moved: Callable[..., dict[str, int]]  # per pass, what no implementation can avoid
-    timed_dtypes: tuple[torch.dtype, ...] = field(
-        default=(torch.bfloat16, torch.float16, torch.float32)
-    )
+    bytes_moved: Callable[..., dict[str, int]]
+    timed_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
+    operations: Callable[..., dict[str, int]] | None = None
+    peers: Callable[[Case], dict[str, Callable]] | None = None
 
 
 def all_proofs() -> dict[str, Proof]:
