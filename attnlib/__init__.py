@@ -8,6 +8,7 @@ from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.memory.tree import tree_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.pointing import pointer_attention
@@ -34,5 +35,6 @@ __all__ = [
     "softmax_attention",
     "softmax_attention_step",
     "support",
+    "tree_attention",
     "weight",
 ]
