@@ -12,6 +12,7 @@ from attnlib.figures.show import figure_html, show
 from attnlib.figures.stored import palette_png
 from attnlib.figures.style import STEP_COLORS, use_style
 from attnlib.figures.supports import support_picture
+from attnlib.figures.tiles import tile_picture, tile_steps
 from attnlib.figures.viewer import attention_viewer, viewer_html
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "points",
     "show",
     "support_picture",
+    "tile_picture",
+    "tile_steps",
     "use_style",
     "viewer_html",
 ]

@@ -3,6 +3,7 @@
 from attnlib.tasks.copying import Copy, Induction
 from attnlib.tasks.digits import Digits
 from attnlib.tasks.grammar import Grammar
+from attnlib.tasks.markov import Markov
 from attnlib.tasks.pointing import ConvexHull, Sorting
 from attnlib.tasks.recall import KeyedRecall, MultiQueryRecall
 from attnlib.tasks.shapes import ColoredShapes
@@ -18,6 +19,7 @@ __all__ = [
     "Grammar",
     "Induction",
     "KeyedRecall",
+    "Markov",
     "MultiQueryRecall",
     "Sorting",
     "SpanAnswering",
