@@ -8,8 +8,10 @@ kernel that is called raises an ImportError.
 from attnlib.kernels.launch import available, missing_kernel, suits
 
 if available():
+    from attnlib.kernels.flash_attention import flash_attention
     from attnlib.kernels.masked_softmax import masked_softmax
 else:
+    flash_attention = missing_kernel("flash_attention")
     masked_softmax = missing_kernel("masked_softmax")
 
-__all__ = ["available", "masked_softmax", "suits"]
+__all__ = ["available", "flash_attention", "masked_softmax", "suits"]

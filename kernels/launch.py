@@ -7,6 +7,7 @@ Windows). There, calling a kernel raises an ImportError that says what is missin
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 OLDEST_CAPABILITY = (8, 0)  # the first chips with bfloat16 and asynchronous copies
+LARGEST_WIDTH = 256  # of a head; wider tiles fit no chip
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -60,6 +62,87 @@ def check_dtype(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_attention(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless query (..., H, N, D), key (..., Hkv, M, D) and value (..., Hkv, M, E) fit.
+
+    H must be a multiple of Hkv, the widths 1 to 256, the numbers of a row adjacent.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_dtype(name, tensor)
+        shape = tuple(tensor.shape)
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of query, {_plain(query.dtype)}, "
+                f"got {_plain(tensor.dtype)}"
+            )
+        if tensor.dim() < 2 or tensor.dim() != query.dim():
+            raise ValueError(
+                f"{name} must have shape (..., heads, length, width) or (length, width) and as "
+                f"many axes as query, got {shape} beside a query of shape {tuple(query.shape)}"
+            )
+        if not 1 <= shape[-1] <= LARGEST_WIDTH:
+            raise ValueError(
+                f"{name} must have a width (head dim) from 1 to {LARGEST_WIDTH}, got {shape[-1]}"
+            )
+        if shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name} must have a last stride of 1 (the numbers of a row adjacent), "
+                f"got {tensor.stride(-1)}; call {name}.contiguous()"
+            )
+        if shape[:-3] != query.shape[:-3]:
+            raise ValueError(
+                f"{name} must have the batch axes of query, {tuple(query.shape[:-3])}, "
+                f"got {shape[:-3]}"
+            )
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"key must have the width of query, {query.shape[-1]}, got {key.shape[-1]}"
+        )
+    if value.shape[:-1] != key.shape[:-1]:
+        raise ValueError(
+            f"value must have one row for each key: {(*key.shape[:-1], 'E')} expected, "
+            f"got {tuple(value.shape)}"
+        )
+    if query.dim() > 2:
+        heads, key_heads = query.shape[-3], key.shape[-3]
+        if heads % key_heads if key_heads else heads:
+            raise ValueError(
+                "the heads of query must be a multiple of the heads of key, "
+                f"got {heads} query heads and {key_heads} key heads"
+            )
+
+
+def check_key_mask(key_mask: Tensor, key: Tensor) -> None:
+    """Raise unless `key_mask` is bool and broadcasts to the key's (*batch, M)."""
+    shape = (*key.shape[:-3], key.shape[-2])
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+        came = _plain(key_mask.dtype) if isinstance(key_mask, Tensor) else type(key_mask).__name__
+        raise TypeError(f"key_mask must be a bool tensor (True: the key may be read), got {came}")
+    if not _broadcasts(key_mask.shape, shape):
+        raise ValueError(
+            f"key_mask of shape {tuple(key_mask.shape)} does not broadcast to "
+            f"the batch axes and keys {shape}"
+        )
+
+
+def check_whole(name: str, number: int, least: int | None = None) -> None:
+    """Raise unless `number` is an int, of at least `least` where that is given."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_scale(scale: float | None) -> None:
+    """Raise unless the scale is None (the default) or a positive finite number."""
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive finite number, got {scale}")
+
+
 def check_support(support: Tensor, scores: Tensor) -> None:
     """Raise unless `support` is a bool tensor that broadcasts to the shape of `scores`."""
     if not isinstance(support, Tensor):
@@ -68,10 +151,7 @@ def check_support(support: Tensor, scores: Tensor) -> None:
         raise TypeError(
             f"support must be bool (True: the row sees this key), got {_plain(support.dtype)}"
         )
-    if support.dim() > scores.dim() or any(
-        have not in (1, want)
-        for have, want in zip(support.shape[::-1], scores.shape[::-1], strict=False)
-    ):
+    if not _broadcasts(support.shape, scores.shape):
         raise ValueError(
             f"support of shape {tuple(support.shape)} does not broadcast to "
             f"scores of shape {tuple(scores.shape)}"
@@ -115,6 +195,19 @@ def readable(kernel: object, tensor: Tensor) -> Tensor:
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
     """Make the tensor's GPU the current one: Triton launches on the current device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def shared_memory_of(device: torch.device) -> int | None:
+    """Bytes of shared memory that one program may use; None on the CPU, where nothing bounds it."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _broadcasts(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
+    return len(shape) <= len(into) and all(
+        have in (1, want) for have, want in zip(shape[::-1], into[::-1], strict=False)
+    )
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -1,0 +1,526 @@
+"""Flash attention as a kernel: softmax attention without the N x M matrix, forward and backward.
+
+The equation. Query i attends to the keys j of its support S_i:
+
+    s_ij = scale q_i . k_j        l_i = log sum_{j in S_i} exp(s_ij)
+    p_ij = exp(s_ij - l_i)        o_i = sum_{j in S_i} p_ij v_j
+
+Backward, with g_i for the gradient dL/do_i that arrives at row i and delta_i = g_i . o_i:
+
+    dL/dv_j  = sum_i p_ij g_i
+    dL/ds_ij = p_ij (g_i . v_j - delta_i)
+    dL/dq_i  = scale sum_j dL/ds_ij k_j
+    dL/dk_j  = scale sum_i dL/ds_ij q_i
+
+The picture. Queries are rows, keys are columns. Cut the rows into query blocks and the columns
+into key blocks: the N x M table falls into tiles. The supports here are bands: query i sees the
+keys from i + lowest to i + highest. A band meets each row of tiles in one stretch:
+
+    skipped | partial | full  full  full | partial | skipped
+
+Only a partial tile needs a mask. Skipped tiles are never visited, so causal attention costs
+half and a window of W keys costs N W.
+
+What one program does. Forward: one query block of one head. It holds its queries, walks over the
+key blocks and folds each tile into running_max, running_sum and accumulator (the sum of values so
+far, each weighted relative to running_max). When a tile raises the maximum, what was summed
+before shrinks by exp(old maximum - new maximum). It leaves o_i and l_i, nothing else.
+Backward: p is computed again from l, tile by tile, in two kernels. One holds a query block and
+walks over keys for dL/dq. The other holds a key block and walks over the queries of all heads
+that share it for dL/dk and dL/dv. Each gradient has one writer, so no sum depends on which
+program came first, and a run repeats to the last bit.
+
+What it moves, per head with b bytes a number: forward reads q, k, v and writes o, b (N + M)(D + E)
+in all, and 4 N for l. Backward reads those and g, and writes three gradients. That is linear in
+N + M; the N x M table stays in registers.
+
+What it computes: forward two products of 2 N M D operations (D = E), backward five (ours
+computes s and dL/dp in both kernels: seven). Causal is half. And one exponential a score.
+
+The bound: an H200 multiplies about 790e12 bf16 operations a second and copies 4.3e12 bytes, so
+184 operations a byte. At N = M = 8192, D = 128 forward has 4096 a byte: products decide.
+
+Exponents are base 2: the chip computes 2^x, so exp(x) costs a product with log2(e). It is folded
+into the scale, once. running_max and l are kept in base 2 too.
+
+Sources: Dao et al., "FlashAttention", 2022 (algorithms 1 and 4); Dao, "FlashAttention-2", 2023
+(one program a query block; l alone is kept); Milakov and Gimelshein, 2018 (the running maximum).
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from attnlib.kernels.launch import (
+    check_attention,
+    check_device,
+    check_key_mask,
+    check_scale,
+    check_whole,
+    on_device_of,
+    readable,
+    shared_memory_of,
+)
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+INTERPRETED_TILE = (128, 64, 4, 2)  # cost there is per operation, not per element
+
+
+def flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    is_causal: bool = False,
+    query_offset: int = 0,
+    window: int | None = None,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention: o_i = sum_{j in S_i} e^{s_ij} v_j / sum_{j in S_i} e^{s_ij}."""
+    check_attention(query, key, value)
+    check_scale(scale)
+    check_whole("query_offset", query_offset)
+    if window is not None:
+        check_whole("window", window, least=1)
+    tensors = {"query": query, "key": key, "value": value}
+    if key_mask is not None:
+        check_key_mask(key_mask, key)
+        tensors["key_mask"] = key_mask
+    check_device(forward_kernel, **tensors)
+    if key_mask is not None:
+        batch = math.prod(key.shape[:-3])
+        key_mask = key_mask.expand(*key.shape[:-3], key.shape[-2]).reshape(batch, -1).contiguous()
+    band = band_of(query.shape[-2], key.shape[-2], is_causal, query_offset, window)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    folded = (batch_and_heads(tensor) for tensor in (query, key, value))
+    read = FlashAttention.apply(*folded, key_mask, band, scale)
+    return read.view(*query.shape[:-1], value.shape[-1])
+
+
+def batch_and_heads(tensor: Tensor) -> Tensor:
+    """(..., H, N, D) as (B, H, N, D): a view where the batch axes fold into one."""
+    heads = tensor.shape[-3] if tensor.dim() > 2 else 1
+    return tensor.reshape(math.prod(tensor.shape[:-3]), heads, *tensor.shape[-2:])
+
+
+def band_of(
+    queries: int, keys: int, is_causal: bool, query_offset: int, window: int | None
+) -> tuple[int, int]:
+    """(lowest, highest): query i sees the keys from i + lowest to i + highest.
+
+    Where nothing bounds a side, its number is so large that every row reaches past the edge.
+    """
+    highest = query_offset if is_causal or window is not None else keys
+    lowest = -queries if window is None else query_offset - window + 1
+    return tuple(min(max(edge, -queries), keys) for edge in (lowest, highest))
+
+
+@triton.constexpr_function
+def padded(width):
+    """Tiles have a power of two of columns, at least 16: what a matrix unit takes."""
+    return max(16, triton.next_power_of_2(width))
+
+
+@triton.jit
+def head_at(ptr, steps, batch, head):
+    """Where the rows of one head start."""
+    return ptr + batch.to(tl.int64) * steps[0] + head.to(tl.int64) * steps[1]
+
+
+@triton.jit
+def load_rows(ptr, start, row_step, present, width: tl.constexpr):
+    """Rows start, start + 1, ... as a tile: zero where a row is not present, and in padding."""
+    columns = tl.arange(0, padded(width))
+    rows = tl.arange(0, present.shape[0])
+    inside = present[:, None]
+    if width < padded(width):
+        inside = inside & (columns < width)[None, :]
+    ptr += tl.cast(start, tl.int64) * row_step
+    return tl.load(ptr + rows[:, None] * row_step + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, start, tile, present, width: tl.constexpr):
+    """Write the rows of a tile that are present to adjacent rows of memory."""
+    columns = tl.arange(0, padded(width))
+    rows = tl.arange(0, present.shape[0])
+    inside = present[:, None]
+    if width < padded(width):
+        inside = inside & (columns < width)[None, :]
+    ptr += tl.cast(start, tl.int64) * width
+    tl.store(
+        ptr + rows[:, None] * width + columns[None, :], tile.to(ptr.dtype.element_ty), mask=inside
+    )
+
+
+@triton.jit
+def keys_present(key_mask_ptr, keys, key_count, partial: tl.constexpr):
+    """Which keys of a block are there to be read: inside the tensor, and no padding."""
+    present = tl.full(keys.shape, True, tl.int1)
+    if partial:
+        present = keys < key_count
+    if key_mask_ptr is not None:
+        present = tl.load(key_mask_ptr + keys, mask=present, other=0) != 0
+    return present
+
+
+@triton.jit
+def in_band(queries, keys, band):
+    """Whether query i sees key j: i + lowest <= j <= i + highest."""
+    return (keys >= queries + band[0]) & (keys <= queries + band[1])
+
+
+@triton.jit
+def stretch(start, stop, band, count, block_size: tl.constexpr):
+    """Four edges: partial tiles lie from the first to the second, full ones to the third, partial
+    ones to the fourth. Tiles outside are seen by none of the rows start ... stop - 1.
+
+    Row start sees the furthest to the left, row stop - 1 the furthest to the right.
+    """
+    first = tl.maximum(start + band[0], 0) // block_size * block_size
+    last = tl.maximum(tl.minimum(stop + band[1], count), first)
+    seen_by_all_from = tl.maximum(stop - 1 + band[0], 0)
+    seen_by_all_until = tl.maximum(tl.minimum(start + band[1] + 1, count), 0)
+    full = tl.minimum(tl.cdiv(seen_by_all_from, block_size) * block_size, last)
+    full_until = tl.maximum(seen_by_all_until // block_size * block_size, full)
+    return first, full, full_until, last
+
+
+@triton.jit
+def finite(maximum):
+    """What exponentials are taken relative to: the maximum, or 0 where no key has been seen."""
+    return tl.where(maximum == -float("inf"), 0.0, maximum)
+
+
+@triton.jit
+def product(left, right):
+    """left @ right; float32 in full precision, not rounded to the 10 bits of tf32."""
+    return tl.dot(left, right, input_precision="ieee")
+
+
+@triton.jit
+def forward_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    key_mask_ptr,
+    read_ptr,
+    log_sum_ptr,
+    query_steps,
+    key_steps,
+    value_steps,
+    counts,
+    band,
+    scale: tl.constexpr,
+    width: tl.constexpr,
+    value_width: tl.constexpr,
+    arithmetic: tl.constexpr,
+    query_block_size: tl.constexpr,
+    key_block_size: tl.constexpr,
+):
+    query_count, key_count, heads, key_heads = counts
+    block_count = tl.cdiv(query_count, query_block_size)
+    query_start = (block_count - 1 - tl.program_id(0) % block_count) * query_block_size
+    row_of_heads = tl.program_id(0) // block_count
+    batch, head = row_of_heads // heads, row_of_heads % heads
+    query_ptr = head_at(query_ptr, query_steps, batch, head)
+    key_ptr = head_at(key_ptr, key_steps, batch, head // (heads // key_heads))
+    value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
+    read_ptr += row_of_heads.to(tl.int64) * query_count * value_width
+    log_sum_ptr += row_of_heads.to(tl.int64) * query_count
+    if key_mask_ptr is not None:
+        key_mask_ptr += batch.to(tl.int64) * key_count
+
+    queries = query_start + tl.arange(0, query_block_size)
+    query_present = queries < query_count
+    query_block = load_rows(query_ptr, query_start, query_steps[2], query_present, width)
+    running_max = tl.full([query_block_size], -float("inf"), arithmetic)
+    running_sum = tl.zeros([query_block_size], arithmetic)
+    accumulator = tl.zeros([query_block_size, padded(value_width)], arithmetic)
+
+    query_stop = tl.minimum(query_start + query_block_size, query_count)
+    edges = stretch(query_start, query_stop, band, key_count, key_block_size)
+    for run in tl.static_range(3):
+        for key_start in range(edges[run], edges[run + 1], key_block_size):
+            keys = key_start + tl.arange(0, key_block_size)
+            present = keys_present(key_mask_ptr, keys, key_count, partial=run != 1)
+            key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
+            scores = product(query_block, tl.trans(key_block))
+            seen = present[None, :]
+            if run != 1:
+                seen = seen & in_band(queries[:, None], keys[None, :], band)
+            scores = tl.where(seen, scores, -float("inf"))
+
+            new_max = tl.maximum(running_max, tl.max(scores, 1) * (scale * LOG2_E))
+            weights = tl.exp2(scores * (scale * LOG2_E) - finite(new_max)[:, None])
+            shrink = tl.exp2(running_max - finite(new_max))
+            running_sum = running_sum * shrink + tl.sum(weights, 1)
+            value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
+            accumulator = accumulator * shrink[:, None]
+            accumulator += product(weights.to(value_block.dtype), value_block)
+            running_max = new_max
+
+    normalizer = tl.where(running_sum == 0.0, 1.0, running_sum)  # empty support: 0 / 1
+    store_rows(read_ptr, query_start, accumulator / normalizer[:, None], query_present, value_width)
+    tl.store(log_sum_ptr + queries, running_max + tl.log2(normalizer), mask=query_present)
+
+
+@triton.jit
+def query_gradient_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    key_mask_ptr,
+    read_ptr,
+    log_sum_ptr,
+    grad_read_ptr,
+    delta_ptr,
+    grad_query_ptr,
+    query_steps,
+    key_steps,
+    value_steps,
+    counts,
+    band,
+    scale: tl.constexpr,
+    width: tl.constexpr,
+    value_width: tl.constexpr,
+    arithmetic: tl.constexpr,
+    query_block_size: tl.constexpr,
+    key_block_size: tl.constexpr,
+):
+    query_count, key_count, heads, key_heads = counts
+    block_count = tl.cdiv(query_count, query_block_size)
+    query_start = (block_count - 1 - tl.program_id(0) % block_count) * query_block_size
+    row_of_heads = tl.program_id(0) // block_count
+    batch, head = row_of_heads // heads, row_of_heads % heads
+    query_ptr = head_at(query_ptr, query_steps, batch, head)
+    key_ptr = head_at(key_ptr, key_steps, batch, head // (heads // key_heads))
+    value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
+    first_row = row_of_heads.to(tl.int64) * query_count
+    if key_mask_ptr is not None:
+        key_mask_ptr += batch.to(tl.int64) * key_count
+
+    queries = query_start + tl.arange(0, query_block_size)
+    query_present = queries < query_count
+    query_block = load_rows(query_ptr, query_start, query_steps[2], query_present, width)
+    first_read = first_row * value_width
+    grad_read = load_rows(
+        grad_read_ptr + first_read, query_start, value_width, query_present, value_width
+    )
+    read = load_rows(read_ptr + first_read, query_start, value_width, query_present, value_width)
+    delta = tl.sum(grad_read.to(arithmetic) * read.to(arithmetic), 1)
+    tl.store(delta_ptr + first_row + queries, delta, mask=query_present)
+    log_sum = tl.load(log_sum_ptr + first_row + queries, mask=query_present, other=0.0)
+    log_sum = finite(log_sum)
+    grad_query = tl.zeros([query_block_size, padded(width)], arithmetic)
+
+    query_stop = tl.minimum(query_start + query_block_size, query_count)
+    edges = stretch(query_start, query_stop, band, key_count, key_block_size)
+    for run in tl.static_range(3):
+        for key_start in range(edges[run], edges[run + 1], key_block_size):
+            keys = key_start + tl.arange(0, key_block_size)
+            present = keys_present(key_mask_ptr, keys, key_count, partial=run != 1)
+            key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
+            value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
+            scores = product(query_block, tl.trans(key_block))
+            seen = present[None, :]
+            if run != 1:
+                seen = seen & in_band(queries[:, None], keys[None, :], band)
+            scores = tl.where(seen, scores, -float("inf"))
+            weights = tl.exp2(scores * (scale * LOG2_E) - log_sum[:, None])
+            grad_weights = product(grad_read, tl.trans(value_block))
+            grad_scores = weights * (grad_weights - delta[:, None])
+            grad_query += product(grad_scores.to(key_block.dtype), key_block)
+
+    grad_query_ptr += first_row * width
+    store_rows(grad_query_ptr, query_start, grad_query * scale, query_present, width)
+
+
+@triton.jit
+def key_gradient_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    key_mask_ptr,
+    log_sum_ptr,
+    grad_read_ptr,
+    delta_ptr,
+    grad_key_ptr,
+    grad_value_ptr,
+    query_steps,
+    key_steps,
+    value_steps,
+    counts,
+    band,
+    scale: tl.constexpr,
+    width: tl.constexpr,
+    value_width: tl.constexpr,
+    arithmetic: tl.constexpr,
+    query_block_size: tl.constexpr,
+    key_block_size: tl.constexpr,
+):
+    query_count, key_count, heads, key_heads = counts
+    block_count = tl.cdiv(key_count, key_block_size)
+    key_start = tl.program_id(0) % block_count * key_block_size
+    row_of_heads = tl.program_id(0) // block_count
+    batch, key_head = row_of_heads // key_heads, row_of_heads % key_heads
+    key_ptr = head_at(key_ptr, key_steps, batch, key_head)
+    value_ptr = head_at(value_ptr, value_steps, batch, key_head)
+    if key_mask_ptr is not None:
+        key_mask_ptr += batch.to(tl.int64) * key_count
+
+    keys = key_start + tl.arange(0, key_block_size)
+    present = keys_present(key_mask_ptr, keys, key_count, partial=True)
+    key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
+    value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
+    grad_key = tl.zeros([key_block_size, padded(width)], arithmetic)
+    grad_value = tl.zeros([key_block_size, padded(value_width)], arithmetic)
+
+    # Key j is seen by the queries from j - highest to j - lowest.
+    key_stop = tl.minimum(key_start + key_block_size, key_count)
+    edges = stretch(key_start, key_stop, (-band[1], -band[0]), query_count, query_block_size)
+    group = heads // key_heads
+    for member in range(group):
+        head = key_head * group + member
+        head_ptr = head_at(query_ptr, query_steps, batch, head)
+        first_row = (batch * heads + head).to(tl.int64) * query_count
+        for run in tl.static_range(3):
+            for query_start in range(edges[run], edges[run + 1], query_block_size):
+                queries = query_start + tl.arange(0, query_block_size)
+                query_present = keys_present(None, queries, query_count, partial=run != 1)
+                query_block = load_rows(head_ptr, query_start, query_steps[2], query_present, width)
+                grad_read = load_rows(
+                    grad_read_ptr + first_row * value_width,
+                    query_start,
+                    value_width,
+                    query_present,
+                    value_width,
+                )
+                log_sum = tl.load(log_sum_ptr + first_row + queries, mask=query_present, other=0.0)
+                delta = tl.load(delta_ptr + first_row + queries, mask=query_present, other=0.0)
+                scores = product(key_block, tl.trans(query_block))
+                seen = present[:, None]
+                if run != 1:
+                    seen = seen & in_band(queries[None, :], keys[:, None], band)
+                scores = tl.where(seen, scores, -float("inf"))
+                weights = tl.exp2(scores * (scale * LOG2_E) - finite(log_sum)[None, :])
+                grad_value += product(weights.to(grad_read.dtype), grad_read)
+                grad_weights = product(value_block, tl.trans(grad_read))
+                grad_scores = weights * (grad_weights - delta[None, :])
+                grad_key += product(grad_scores.to(query_block.dtype), query_block)
+
+    first_key = row_of_heads.to(tl.int64) * key_count
+    in_tensor = keys < key_count
+    store_rows(grad_key_ptr + first_key * width, key_start, grad_key * scale, in_tensor, width)
+    store_rows(
+        grad_value_ptr + first_key * value_width, key_start, grad_value, in_tensor, value_width
+    )
+
+
+class FlashAttention(torch.autograd.Function):
+    """The three kernels as one differentiable operation on tensors (B, H, N, D)."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, key_mask, band, scale) -> Tensor:
+        ctx.dtype = query.dtype
+        query, key, value = (readable(forward_kernel, tensor) for tensor in (query, key, value))
+        read, log_sum = read_and_log_sum(query, key, value, key_mask, band, scale)
+        ctx.save_for_backward(query, key, value, key_mask, read, log_sum)
+        ctx.band, ctx.scale = band, scale
+        return read.to(ctx.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_read: Tensor) -> tuple[Tensor | None, ...]:
+        grad_read = readable(forward_kernel, grad_read.contiguous())
+        gradients = gradients_of(grad_read, *ctx.saved_tensors, ctx.band, ctx.scale)
+        return *(gradient.to(ctx.dtype) for gradient in gradients), None, None, None
+
+
+def read_and_log_sum(query, key, value, key_mask, band, scale) -> tuple[Tensor, Tensor]:
+    """o, and l in base 2: minus infinity for a row whose support is empty."""
+    batch, heads, queries, _ = query.shape
+    choices = tile_for("forward", query, value)
+    read = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
+    log_sum = torch.empty(query.shape[:-1], dtype=arithmetic_of(query.dtype), device=query.device)
+    with on_device_of(query):
+        forward_kernel[(batch * heads * triton.cdiv(queries, choices["query_block_size"]),)](
+            *(query, key, value, key_mask, read, log_sum),
+            **problem(query, key, value, band, scale),
+            **choices,
+        )
+    return read, log_sum
+
+
+def gradients_of(grad_read, query, key, value, key_mask, read, log_sum, band, scale):
+    """The gradients of query, key and value."""
+    batch, heads, queries, _ = query.shape
+    grad_query, grad_key, grad_value = (
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        for tensor in (query, key, value)
+    )
+    delta = torch.empty_like(log_sum)
+    for_queries = tile_for("query gradient", query, value)
+    for_keys = tile_for("key gradient", query, value)
+    shared = problem(query, key, value, band, scale)
+    with on_device_of(query):
+        blocks = triton.cdiv(queries, for_queries["query_block_size"])
+        query_gradient_kernel[(batch * heads * blocks,)](
+            *(query, key, value, key_mask, read, log_sum, grad_read, delta, grad_query),
+            **shared,
+            **for_queries,
+        )
+        blocks = triton.cdiv(key.shape[-2], for_keys["key_block_size"])
+        key_gradient_kernel[(batch * key.shape[1] * blocks,)](
+            *(query, key, value, key_mask, log_sum, grad_read, delta, grad_key, grad_value),
+            **shared,
+            **for_keys,
+        )
+    return grad_query, grad_key, grad_value
+
+
+def problem(query: Tensor, key: Tensor, value: Tensor, band: tuple[int, int], scale: float) -> dict:
+    """What all three kernels are told of the layout and the support."""
+    return {
+        "query_steps": query.stride()[:3],
+        "key_steps": key.stride()[:3],
+        "value_steps": value.stride()[:3],
+        "counts": (query.shape[2], key.shape[2], query.shape[1], key.shape[1]),
+        "band": band,
+        "scale": scale,
+        "width": query.shape[3],
+        "value_width": value.shape[3],
+    }
+
+
+def tile_for(kernel: str, query: Tensor, value: Tensor) -> dict:
+    """The tile of one of the kernels for these tensors on the device that holds them."""
+    memory = shared_memory_of(query.device)
+    return tile(kernel, query.shape[-1], value.shape[-1], query.dtype, memory)
+
+
+def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
+    """What is summed in: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tile(
+    kernel: str, width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None
+) -> dict:
+    """The compile-time choices: rows and columns of a tile, warps, stages of the pipeline.
+
+    `kernel` is "forward", "query gradient" or "key gradient"; `shared_memory` the bytes that a
+    program may use on the chip, None in the interpreter.
+    """
+    query_block_size, key_block_size, num_warps, num_stages = INTERPRETED_TILE
+    return {
+        "arithmetic": tl.float64 if dtype == torch.float64 else tl.float32,
+        "query_block_size": query_block_size,
+        "key_block_size": key_block_size,
+        "num_warps": num_warps,
+        "num_stages": num_stages,
+    }
