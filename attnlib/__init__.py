@@ -8,10 +8,21 @@ from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.memory.latent import (
+    LatentCache,
+    explicit_latent_attention,
+    latent_attention,
+    latent_attention_step,
+)
 from attnlib.memory.tree import tree_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.pointing import pointer_attention
+from attnlib.read.shared_heads import (
+    grouped_query_attention,
+    multi_query_attention,
+    unequal_heads_attention,
+)
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.softmax_attention import softmax_attention
 
@@ -19,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KeyValueCache",
+    "LatentCache",
     "Promises",
     "Taxonomy",
     "additive_attention",
@@ -26,9 +38,14 @@ __all__ = [
     "attend",
     "bidirectional_attention",
     "chunked_softmax_attention",
+    "explicit_latent_attention",
     "get",
+    "grouped_query_attention",
+    "latent_attention",
+    "latent_attention_step",
     "mechanism",
     "memory",
+    "multi_query_attention",
     "pointer_attention",
     "read",
     "score",
@@ -36,5 +53,6 @@ __all__ = [
     "softmax_attention_step",
     "support",
     "tree_attention",
+    "unequal_heads_attention",
     "weight",
 ]

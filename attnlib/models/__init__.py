@@ -1,18 +1,39 @@
 """Small models, each about a page, that take any operator and position scheme by name."""
 
+from attnlib.models.attention_layer import AttentionLayer, cache_numbers
 from attnlib.models.blocks import Block
+from attnlib.models.head_embeddings import AddedHeadEmbeddings, MultipliedHeadEmbeddings
 from attnlib.models.language import DecoderLM, sample
+from attnlib.models.latent import LatentAttention, LatentAttentionBeforeRotation
+from attnlib.models.merged_projections import (
+    EfficientAttention,
+    OptimizedAttention,
+    SuperAttention,
+)
 from attnlib.models.multi_head import MultiHeadAttention
 from attnlib.models.operators import AdditiveAttention
 from attnlib.models.positions import POSITIONS
+from attnlib.models.replaced import with_attention
+from attnlib.models.unequal_heads import UnequalHeadsAttention
 from attnlib.models.vision import VisionTransformer
 
 __all__ = [
     "POSITIONS",
+    "AddedHeadEmbeddings",
     "AdditiveAttention",
+    "AttentionLayer",
     "Block",
     "DecoderLM",
+    "EfficientAttention",
+    "LatentAttention",
+    "LatentAttentionBeforeRotation",
     "MultiHeadAttention",
+    "MultipliedHeadEmbeddings",
+    "OptimizedAttention",
+    "SuperAttention",
+    "UnequalHeadsAttention",
     "VisionTransformer",
+    "cache_numbers",
     "sample",
+    "with_attention",
 ]
