@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-MODULES = ("preliminaries", "soft_lookup", "soft_lookup_programs", "soft_lookup_bugs")
+MODULES = (
+    "preliminaries",
+    "soft_lookup",
+    "soft_lookup_programs",
+    "soft_lookup_bugs",
+    "exact_and_cached",
+    "exact_and_cached_programs",
+    "exact_and_cached_tiles",
+    "exact_and_cached_latent",
+    "exact_and_cached_bugs",
+)
 
 
 class ExerciseError(AssertionError):
