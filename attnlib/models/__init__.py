@@ -4,7 +4,11 @@ from attnlib.models.attention_layer import AttentionLayer, cache_numbers
 from attnlib.models.blocks import Block
 from attnlib.models.head_embeddings import AddedHeadEmbeddings, MultipliedHeadEmbeddings
 from attnlib.models.language import DecoderLM, sample
-from attnlib.models.latent import LatentAttention, LatentAttentionBeforeRotation
+from attnlib.models.latent import (
+    LatentAttention,
+    LatentAttentionAfterRotation,
+    LatentAttentionBeforeRotation,
+)
 from attnlib.models.merged_projections import (
     EfficientAttention,
     OptimizedAttention,
@@ -26,6 +30,7 @@ __all__ = [
     "DecoderLM",
     "EfficientAttention",
     "LatentAttention",
+    "LatentAttentionAfterRotation",
     "LatentAttentionBeforeRotation",
     "MultiHeadAttention",
     "MultipliedHeadEmbeddings",

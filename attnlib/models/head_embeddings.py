@@ -11,7 +11,9 @@ from attnlib.models.attention_layer import (
     check_pairs,
     projection,
 )
-from attnlib.models.positions import TOKEN_SCALE
+
+SMALL = 0.02
+"""Standard deviation of the entries of a new head's vectors: heads start nearly alike."""
 
 
 class HeadEmbeddings(AttentionLayer):
@@ -39,9 +41,9 @@ class HeadEmbeddings(AttentionLayer):
         self.to_query = projection(width, head_width)
         self.to_key = projection(width, head_width)
         self.to_value = projection(width, head_width)
-        self.query_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * TOKEN_SCALE)
-        self.key_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * TOKEN_SCALE)
-        self.value_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * TOKEN_SCALE)
+        self.query_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * SMALL)
+        self.key_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * SMALL)
+        self.value_embedding = nn.Parameter(torch.randn(heads, 1, head_width) * SMALL)
         self.to_output = projection(width, width)
         self.cache_numbers = 2 * head_width
 

@@ -1,4 +1,4 @@
-"""Layers that keep one latent vector a token, with two ways to bring in positions."""
+"""Layers that keep one latent vector a token, with three ways to bring in positions."""
 
 import torch
 from jaxtyping import Float
@@ -153,6 +153,42 @@ class LatentAttentionBeforeRotation(AttentionLayer):
         """All keys, rotated, and all values."""
         key, value = up_keys_and_values(latent, self.up_key, self.up_value)
         return self.placed(key), value
+
+
+class LatentAttentionAfterRotation(LatentAttentionBeforeRotation):
+    r"""Latent attention on keys that are rotated first and compressed then.
+
+    .. math:: c_j = \mathrm{norm}(W^{DKV}\, [\ldots;\ R_j W^K_h x_j;\ \ldots]), \quad
+              k^h_j = W^{UK}_h c_j, \quad v^h_j = W^{UV}_h c_j, \quad q^h_i = R_i W^Q_h x_i
+
+    The maps could be absorbed, but the latent mixes what was rotated by different angles, so that
+    the score no longer depends on positions through i - j alone. The same numbers are kept as in
+    `LatentAttentionBeforeRotation`, and W^K adds width^2 parameters.
+    Source: "MLA-PreRoPE" of Jha and Reagen (2025), as their abstract describes it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        latent_width: int,
+        position: str = "rope",
+        is_causal: bool = False,
+    ):
+        super().__init__(
+            width, heads, latent_width=latent_width, position=position, is_causal=is_causal
+        )
+        self.to_key = projection(width, width)
+
+    def keep(self, context: Tensor, start: int = 0) -> Kept:
+        """The normalized latent vectors of rotated keys."""
+        key = self.placed(split_heads(self.to_key(context), self.heads), start)
+        return (self.norm(self.to_latent(merge_heads(key))),)
+
+    def keys_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with no further rotation."""
+        return up_keys_and_values(latent, self.up_key, self.up_value)
 
 
 def up_map(heads: int, width: int, latent_width: int) -> nn.Parameter:

@@ -64,6 +64,8 @@ class UnequalHeadsAttention(AttentionLayer):
         self.augment = nn.Identity()
         if query_expansion is not None:
             inner = round(query_expansion * width)
+            if inner < 1:
+                raise ValueError(f"query_expansion must be positive, got {query_expansion}")
             self.augment = AugmentedQuery(heads * key_width, inner)
         self.to_key = projection(width, key_heads * key_width)
         self.to_value = projection(width, value_heads * value_width)
@@ -93,7 +95,6 @@ class AugmentedQuery(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        check_count("query_expansion times width", inner, least=1)
         self.gate, self.up = projection(width, inner), projection(width, inner)
         self.down = projection(inner, width)
 
