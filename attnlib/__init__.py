@@ -8,15 +8,18 @@ from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.memory.fixed_cache import FixedCache
 from attnlib.memory.latent import (
     LatentCache,
     explicit_latent_attention,
     latent_attention,
     latent_attention_step,
 )
+from attnlib.memory.split_decode import split_decode
 from attnlib.memory.tree import tree_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
+from attnlib.read.flash_attention import flash_attention
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.shared_heads import (
     grouped_query_attention,
@@ -29,6 +32,7 @@ from attnlib.weight.softmax_attention import softmax_attention
 __version__ = "0.1.0"
 
 __all__ = [
+    "FixedCache",
     "KeyValueCache",
     "LatentCache",
     "Promises",
@@ -39,6 +43,7 @@ __all__ = [
     "bidirectional_attention",
     "chunked_softmax_attention",
     "explicit_latent_attention",
+    "flash_attention",
     "get",
     "grouped_query_attention",
     "latent_attention",
@@ -51,6 +56,7 @@ __all__ = [
     "score",
     "softmax_attention",
     "softmax_attention_step",
+    "split_decode",
     "support",
     "tree_attention",
     "unequal_heads_attention",
