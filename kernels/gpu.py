@@ -2,17 +2,18 @@
 
     python3 kernels/gpu.py
 
-It needs torch 2.11 with triton 3.6, or newer, and nothing else: no attnlib, no network. First come
-the numeric gates of each kernel on this GPU, then, if they are all green, its times beside plain
-torch and beside the bound. A kernel with a red gate gets no times. The results go to
-kernels/results/<device>.json. Exit status: 0 all green, 1 a gate is red, 2 this machine cannot
-run them.
+It needs torch 2.11 with triton 3.6, or newer, and nothing else: no attnlib, no network. First the
+copy bandwidth and the matrix rate of this GPU are measured. Then come the numeric gates of each
+kernel and, if they are all green, its times beside the bound, plain torch and the kernel's peers
+(for attention: each backend of PyTorch's scaled_dot_product_attention, and FlexAttention,
+compiled). A kernel with a red gate gets no times. The results go to kernels/results/<device>.json,
+after each kernel, and book/kernels.md draws them. Exit status: 0 all green, 1 a gate is red or a
+kernel failed while it was timed, 2 this machine cannot run them.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib
 import importlib.util
 import json
@@ -20,6 +21,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,40 +64,56 @@ def describe_machine(device) -> dict:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "python": platform.python_version(),
     }
 
 
-def source_hash(kernel: str) -> str:
-    """Which text of the kernel was measured: the first 16 digits of its SHA-256."""
-    return hashlib.sha256((FOLDER / f"{kernel}.py").read_bytes()).hexdigest()[:16]
+def describe_limits(limits) -> dict:
+    """Copy bandwidth and matrix rates, as the results record them."""
+    return {
+        "copy_bytes_per_second": limits.bytes_per_second,
+        "matrix_operations_per_second": limits.operations_per_second,
+    }
 
 
-def examine(proofs: dict, device, dtypes: tuple, milliseconds: Callable, copied_bytes: int) -> dict:
-    """Gates and then times of all given kernels; prints as it goes."""
-    from attnlib.kernels.benchmark import as_line, copy_bandwidth, time_kernel
+def print_limits(machine: dict) -> None:
+    """What this GPU does at most, for the terminal."""
+    print(f"{machine['device']}: copies {machine['copy_bytes_per_second'] / 1e12:.2f} TB/s")
+    for name, rate in machine["matrix_operations_per_second"].items():
+        print(f"  matrix products in {name}: {rate / 1e12:.0f} TFLOP/s", flush=True)
+
+
+def examine(proof, device, dtypes: tuple, limits, milliseconds: Callable) -> dict:
+    """Gates and then times of one kernel; prints as it goes."""
+    from attnlib.kernels.benchmark import as_lines, name_of, time_kernel
+    from attnlib.kernels.code_hash import kernel_hash
     from attnlib.kernels.gates import failures
 
-    bandwidth = copy_bandwidth(device, milliseconds, copied_bytes)
-    report = describe_machine(device) | {"copy_bytes_per_second": bandwidth, "kernels": {}}
-    print(f"{report['device']}: copies {bandwidth / 1e12:.2f} TB/s")
-    for name, proof in proofs.items():
-        red = failures(proof, device, dtypes)
-        entry = {
-            "source": source_hash(name),
-            "gates": "red" if red else "green",
-            "gate_dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
-        }
-        if red:
-            print(f"{name}: {len(red)} gates are red, so no times are reported")
-            print(*(f"  {message}" for message in red), sep="\n")
-            report["kernels"][name] = entry | {"failures": red}
-            continue
-        print(f"{name}: all gates are green")
-        times = time_kernel(proof, device, bandwidth, milliseconds)
-        print(*(as_line(row) for row in times), sep="\n")
-        report["kernels"][name] = entry | {"times": times}
-    return report
+    started = time.monotonic()
+    red = failures(proof, device, dtypes)
+    entry = {
+        "source": kernel_hash(proof.name),
+        "date": time.strftime("%Y-%m-%d"),
+        "gates": "red" if red else "green",
+        "gate_dtypes": [name_of(dtype) for dtype in dtypes],
+        "gate_seconds": round(time.monotonic() - started, 1),
+    }
+    if red:
+        print(f"{proof.name}: {len(red)} gates are red, so no times are reported")
+        print(*(f"  {message}" for message in red), sep="\n")
+        return entry | {"failures": red}
+    print(f"{proof.name}: all gates are green ({entry['gate_seconds']:.0f} s)", flush=True)
+    started = time.monotonic()
+    times = time_kernel(proof, device, limits, milliseconds)
+    print(*(line for row in times for line in as_lines(row)), sep="\n", flush=True)
+    return entry | {"time_seconds": round(time.monotonic() - started, 1), "times": times}
+
+
+def failed(entry: dict) -> bool:
+    """Whether a kernel has a red gate, or failed while timed. A lack of memory is neither."""
+    errors = [row["error"] for row in entry.get("times", []) if "error" in row]
+    return entry["gates"] == "red" or any(error != "out of memory" for error in errors)
 
 
 def write_results(report: dict, folder: Path) -> Path:
@@ -109,7 +127,7 @@ def write_results(report: dict, folder: Path) -> Path:
     target = folder / f"{name}.json"
     if target.exists():
         old = json.loads(target.read_text())
-        if all(old.get(key) == report[key] for key in ("torch", "triton", "cuda")):
+        if all(old.get(key) == report[key] for key in ("torch", "triton", "cuda", "cudnn")):
             report = report | {"kernels": old["kernels"] | report["kernels"]}
     unfinished = target.with_suffix(".json.part")
     unfinished.write_text(json.dumps(report, indent=1) + "\n")
@@ -135,7 +153,7 @@ def main(words: list[str]) -> int:
         return 2
 
     import torch
-    from attnlib.kernels.benchmark import COPIED_BYTES, median_milliseconds
+    from attnlib.kernels.benchmark import measure_limits, median_milliseconds
     from attnlib.kernels.launch import DTYPES
     from attnlib.kernels.proof import all_proofs
 
@@ -144,15 +162,16 @@ def main(words: list[str]) -> int:
     unknown = sorted(set(chosen) - set(proofs))
     if unknown:
         parser.error(f"unknown kernel {', '.join(unknown)}; there are: {', '.join(proofs)}")
-    report = examine(
-        {name: proofs[name] for name in chosen},
-        torch.device("cuda"),
-        DTYPES,
-        median_milliseconds,
-        COPIED_BYTES,
-    )
-    print(f"written: {write_results(report, options.results)}")
-    return int(any(report["kernels"][name]["gates"] == "red" for name in chosen))
+    device = torch.device("cuda")
+    limits = measure_limits(device, median_milliseconds)
+    machine = describe_machine(device) | describe_limits(limits)
+    print_limits(machine)
+    entries = {}
+    for name in chosen:
+        entries[name] = examine(proofs[name], device, DTYPES, limits, median_milliseconds)
+        target = write_results(machine | {"kernels": entries}, options.results)
+    print(f"written: {target}")
+    return int(any(failed(entry) for entry in entries.values()))
 
 
 if __name__ == "__main__":

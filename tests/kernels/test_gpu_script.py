@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from attnlib.kernels import gpu
-from attnlib.kernels.benchmark import copy_bandwidth
+from attnlib.kernels import benchmark, gpu
+from attnlib.kernels import proof as proof_module
+from attnlib.kernels.benchmark import Limits
+from attnlib.kernels.code_hash import code_of, kernel_hash, launches_hash
 from attnlib.kernels.proof import Case, all_proofs
 
 CPU = torch.device("cpu")
 SCRIPT = Path(gpu.__file__)
+LIMITS = Limits(2e6, {"float32": 1e9})  # 2000 bytes and a million operations a millisecond
 
 
 def one_millisecond(run):
@@ -37,7 +40,7 @@ SMALL = replace(
 
 
 def examine(proof):
-    return gpu.examine({proof.name: proof}, CPU, (torch.float32,), one_millisecond, 1000)
+    return gpu.examine(proof, CPU, (torch.float32,), LIMITS, one_millisecond)
 
 
 def test_without_a_gpu_the_script_says_so_and_fails(tmp_path):
@@ -66,28 +69,23 @@ def test_an_unknown_kernel_is_refused_with_the_known_ones(monkeypatch, capsys):
     assert "unknown kernel no_such_kernel; there are: masked_softmax" in capsys.readouterr().err
 
 
-def test_copy_bandwidth_counts_a_read_and_a_write():
-    assert copy_bandwidth(CPU, one_millisecond, size=500) == pytest.approx(1e6)
-
-
-def test_green_kernel_is_timed_beside_torch_and_the_bound(capsys):
-    report = examine(SMALL)
-    entry = report["kernels"]["masked_softmax"]
+def test_green_kernel_is_timed(capsys):
+    entry = examine(SMALL)
     assert entry["gates"] == "green"
-    forward, backward = entry["times"]
-    assert (forward["pass"], forward["dtype"]) == ("forward", "float32")
-    assert forward["shapes"] == [[2, 15], [15]]
-    assert forward["bytes"] == 2 * 30 * 4 + 15
-    assert backward["bytes"] == 3 * 30 * 4
-    # 2000 bytes a millisecond were copied, so 255 bytes take 0.1275 ms.
-    assert forward["bound_ms"] == pytest.approx(0.1275)
-    assert forward["times_the_bound"] == pytest.approx(1 / 0.1275)
-    assert "all gates are green" in capsys.readouterr().out
+    assert [(row["pass"], row["kernel_ms"]) for row in entry["times"]] == [
+        ("forward", 1.0),
+        ("backward", 1.0),
+    ]
+    assert entry["source"] == kernel_hash("masked_softmax")
+    assert {"date", "gate_dtypes", "gate_seconds", "time_seconds"} <= set(entry)
+    said = capsys.readouterr().out
+    assert "all gates are green" in said
+    assert "plain torch" in said
 
 
 def test_red_kernel_gets_no_times(capsys):
     wrong = replace(SMALL, kernel=lambda scores, support: 1.1 * scores.softmax(-1))
-    entry = examine(wrong)["kernels"]["masked_softmax"]
+    entry = examine(wrong)
     assert entry["gates"] == "red"
     assert "times" not in entry
     assert "output 0" in entry["failures"][0]
@@ -98,17 +96,45 @@ def test_kernel_that_crashes_is_red_and_not_a_crash():
     def crashes(scores, support):
         raise RuntimeError("illegal memory access")
 
-    entry = examine(replace(SMALL, kernel=crashes))["kernels"]["masked_softmax"]
-    assert "illegal memory access" in entry["failures"][0]
+    assert "illegal memory access" in examine(replace(SMALL, kernel=crashes))["failures"][0]
 
 
-@pytest.mark.parametrize("gates, status", [("green", 0), ("red", 1)])
-def test_exit_status_and_file_follow_the_gates(monkeypatch, tmp_path, gates, status):
-    report = machine() | {"kernels": {"masked_softmax": {"gates": gates}}}
+NO_ROOM = {"gates": "green", "times": [{"case": "large", "error": "out of memory"}]}
+BROKEN = {"gates": "green", "times": [{"case": "large", "error": "RuntimeError: no"}]}
+
+
+@pytest.mark.parametrize(
+    "entry, status",
+    [({"gates": "green"}, 0), ({"gates": "red"}, 1), (NO_ROOM, 0), (BROKEN, 1)],
+    ids=["green", "red", "no room", "failed while timed"],
+)
+def test_exit_status_and_file_follow_the_gates(monkeypatch, tmp_path, entry, status):
     monkeypatch.setattr(gpu, "missing_requirement", lambda: None)
-    monkeypatch.setattr(gpu, "examine", lambda *arguments: report)
-    assert gpu.main(["--results", str(tmp_path)]) == status
-    assert json.loads((tmp_path / "nvidia-h200.json").read_text()) == report
+    monkeypatch.setattr(gpu, "describe_machine", lambda device: machine())
+    monkeypatch.setattr(benchmark, "measure_limits", lambda *arguments: LIMITS)
+    monkeypatch.setattr(gpu, "examine", lambda *arguments: entry)
+    assert gpu.main(["--kernel", "masked_softmax", "--results", str(tmp_path)]) == status
+    stored = json.loads((tmp_path / "nvidia-h200.json").read_text())
+    assert stored["kernels"] == {"masked_softmax": entry}
+    assert stored["copy_bytes_per_second"] == 2e6
+    assert stored["matrix_operations_per_second"] == {"float32": 1e9}
+
+
+def test_results_are_written_after_each_kernel(monkeypatch, tmp_path):
+    def stops_at_the_second(proof, *arguments):
+        if proof.name == "second":
+            raise KeyboardInterrupt
+        return {"gates": "green"}
+
+    proofs = {name: replace(SMALL, name=name) for name in ("first", "second")}
+    monkeypatch.setattr(gpu, "missing_requirement", lambda: None)
+    monkeypatch.setattr(gpu, "describe_machine", lambda device: machine())
+    monkeypatch.setattr(benchmark, "measure_limits", lambda *arguments: LIMITS)
+    monkeypatch.setattr(proof_module, "all_proofs", lambda: proofs)
+    monkeypatch.setattr(gpu, "examine", stops_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--results", str(tmp_path)])
+    assert list(json.loads((tmp_path / "nvidia-h200.json").read_text())["kernels"]) == ["first"]
 
 
 def machine(**changes):
@@ -117,6 +143,7 @@ def machine(**changes):
         "torch": "2.11.0",
         "triton": "3.6.0",
         "cuda": "12.8",
+        "cudnn": 91900,
         "kernels": {},
     } | changes
 
@@ -133,4 +160,30 @@ def test_results_keep_other_kernels_of_the_same_versions_only(tmp_path):
 def test_report_names_device_and_versions():
     report = gpu.describe_machine(CPU)
     assert report["torch"] == torch.__version__
-    assert {"device", "capability", "triton", "cuda", "python"} <= set(report)
+    assert {"device", "capability", "triton", "cuda", "cudnn", "python"} <= set(report)
+
+
+SOURCE = '''"""Words about the module."""
+
+SIZE = 8  # of a block
+
+
+def doubled(x):
+    """Twice x."""
+
+    return "# no comment" + 2 * x
+'''
+
+
+def test_words_do_not_change_the_hash_of_a_kernel_and_code_does():
+    reworded = SOURCE.replace("Words about", "More words about").replace("# of a block", "# keys")
+    reworded = reworded.replace("Twice x.", "2 x,\n\n    and no more.").replace("\n\n\n", "\n\n")
+    assert reworded != SOURCE
+    assert code_of(reworded) == code_of(SOURCE)
+    assert code_of(SOURCE.replace("2 * x", "3 * x")) != code_of(SOURCE)
+    assert code_of(SOURCE.replace("# no comment", "# a comment")) != code_of(SOURCE)
+
+
+def test_launches_have_a_hash_of_their_own():
+    assert len(kernel_hash("masked_softmax")) == 16
+    assert kernel_hash("masked_softmax") != launches_hash("masked_softmax")

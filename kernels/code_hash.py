@@ -1,0 +1,54 @@
+"""Which text of a kernel was measured: a hash that changes when its code does.
+
+Comments, docstrings and blank lines do not count, so a corrected word makes no measurement old.
+This file imports no torch: the build of the book compares hashes too.
+"""
+
+import ast
+import hashlib
+import io
+import tokenize
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def kernel_hash(kernel: str) -> str:
+    """The hash of `<kernel>.py`: what was measured."""
+    return code_hash(FOLDER / f"{kernel}.py")
+
+
+def launches_hash(kernel: str) -> str:
+    """The hash of `<kernel>.py` and `<kernel>_proof.py`: what was compiled, and how."""
+    return code_hash(FOLDER / f"{kernel}.py", FOLDER / f"{kernel}_proof.py")
+
+
+def code_hash(*files: Path) -> str:
+    """The first 16 digits of the SHA-256 of the code in these files."""
+    code = "\0".join(code_of(file.read_text(encoding="utf-8")) for file in files)
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def code_of(source: str) -> str:
+    """The source without comments, docstrings, blank lines and spaces at the end of lines."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Module(body=body) | ast.ClassDef(body=body) | ast.FunctionDef(body=body):
+                for docstring in body[:1]:
+                    if is_string(docstring):
+                        first, last = docstring.lineno, docstring.end_lineno
+                        lines[first - 1 : last] = [""] * (last - first + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def is_string(statement: ast.stmt) -> bool:
+    """Whether a statement is a string and nothing else."""
+    match statement:
+        case ast.Expr(value=ast.Constant(value=str())):
+            return True
+    return False
