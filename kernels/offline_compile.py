@@ -60,7 +60,8 @@ def compile_launch(launch, chip: int) -> dict:
     names = function.arg_names
     types = {name: launch.types.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in launch.constants.items()}
-    source = ASTSource(function, types, constants)
+    types, attributes = without_hints(types)
+    source = ASTSource(function, types, constants, attributes)
     report = {"chip": chip, "launch": launch.name, "shared_limit": SHARED_MEMORY[chip]}
     try:
         compiled = triton.compile(
@@ -77,6 +78,25 @@ def compile_launch(launch, chip: int) -> dict:
         "registers": registers,
         "spilled": stack,
     }
+
+
+def without_hints(types: dict) -> tuple[dict, dict]:
+    """The types without ":16", and which arguments have it: those are multiples of 16.
+
+    Torch allocates at such addresses, and Triton looks at each launch: only then does it load
+    16 bytes at once and copy ahead. A tuple has a type for each member.
+    """
+    plain, attributes = {}, {}
+    for place, (name, written) in enumerate(types.items()):
+        if isinstance(written, tuple):
+            plain[name] = tuple(member.removesuffix(":16") for member in written)
+            members = {(place, number): member for number, member in enumerate(written)}
+        else:
+            plain[name] = written.removesuffix(":16")
+            members = {(place,): written}
+        hinted = [path for path, member in members.items() if member.endswith(":16")]
+        attributes |= dict.fromkeys(hinted, [["tt.divisibility", 16]])
+    return plain, attributes
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
