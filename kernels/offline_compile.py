@@ -95,7 +95,7 @@ def without_hints(types: dict) -> tuple[dict, dict]:
             plain[name] = written.removesuffix(":16")
             members = {(place,): written}
         hinted = [path for path, member in members.items() if member.endswith(":16")]
-        attributes |= dict.fromkeys(hinted, [["tt.divisibility", 16]])
+        attributes |= {path: [["tt.divisibility", 16]] for path in hinted}
     return plain, attributes
 
 
