@@ -220,7 +220,7 @@ def tiles_of_the_scores(answer) -> str:
     _tiles_of(answer, offset, 4, 12, 2, 3, is_causal=True, query_offset=8)
     _tiles_of(answer, "causal, last tiles ragged", 9, 10, 4, 4, is_causal=True, query_offset=1)
     for window in (1, 3, 4, 5):
-        case = f"causal, window={window}"
+        case = f"causal, window={window} (the last {window} keys, the own one included)"
         _tiles_of(answer, case, 12, 12, 4, 4, is_causal=True, window=window)
         options = {"is_causal": True, "query_offset": 5, "window": window}
         _tiles_of(answer, f"{case}, query_offset=5", 7, 13, 3, 2, **options)
