@@ -8,6 +8,7 @@ from attnlib.figures.curves import curves
 from attnlib.figures.frames import frames
 from attnlib.figures.heatmaps import heatmap, heatmaps
 from attnlib.figures.points import points
+from attnlib.figures.roofline import roofline
 from attnlib.figures.show import figure_html, show
 from attnlib.figures.stored import palette_png
 from attnlib.figures.style import STEP_COLORS, use_style
@@ -27,6 +28,7 @@ __all__ = [
     "heatmaps",
     "palette_png",
     "points",
+    "roofline",
     "show",
     "support_picture",
     "tile_picture",
