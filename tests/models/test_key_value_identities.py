@@ -1,5 +1,7 @@
 """What the layers of chapter 1.4 equal: exact relations between them and multi-head attention."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from attnlib.models import (
     SuperAttention,
     UnequalHeadsAttention,
 )
+from attnlib.score import rotate
 
 WIDTH, HEADS = 24, 4
 
@@ -128,13 +131,15 @@ def test_merged_projections_have_three_quarters_and_half_of_the_parameters(heads
     assert count(SuperAttention(WIDTH, heads, length=9)) == standard // 2 + 81
 
 
-def test_slices_of_the_tokens_are_keys_and_values_of_each_head():
-    layer = EfficientAttention(WIDTH, HEADS)
+@pytest.mark.parametrize("position", ["none", "rope"])
+@pytest.mark.parametrize("layer_class", [OptimizedAttention, EfficientAttention])
+def test_slices_of_the_tokens_are_keys_and_values_of_each_head(layer_class, position):
+    layer = layer_class(WIDTH, HEADS - 1, position=position)
     standard = copied(
-        MultiHeadAttention(WIDTH, HEADS),
+        MultiHeadAttention(WIDTH, HEADS - 1, position=position),
         **{
             "to_query.weight": layer.to_query.weight,
-            "to_key.weight": torch.eye(WIDTH),
+            "to_key.weight": dict(layer.named_parameters()).get("to_key.weight", torch.eye(WIDTH)),
             "to_value.weight": torch.eye(WIDTH),
             "to_output.weight": layer.to_output.weight,
         },
@@ -243,6 +248,26 @@ def test_a_latent_of_full_width_can_be_multi_head_attention():
     close(read, standard(x))
 
 
+def test_the_latent_layer_is_its_equation_head_by_head():
+    layer = LatentAttention(WIDTH, 3, latent_width=10, is_causal=True)
+    x = torch.randn(2, 15, WIDTH)
+    latent = x @ layer.to_latent.weight.T
+    latent = latent / (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    places = torch.arange(15)
+    key_rotary = rotate(x @ layer.to_key_rotary.weight.T, places)
+    future = torch.ones(15, 15, dtype=torch.bool).triu(1)
+    total = 0
+    for head in range(3):
+        own, turned = slice(8 * head, 8 * head + 8), slice(4 * head, 4 * head + 4)
+        query = x @ layer.to_query.weight[own].T
+        query_rotary = rotate(x @ layer.to_query_rotary.weight[turned].T, places)
+        scores = query @ (latent @ layer.up_key[head].T).mT + query_rotary @ key_rotary.mT
+        weights = torch.softmax((scores / 12**0.5).masked_fill(future, -torch.inf), -1)
+        read = weights @ latent @ layer.up_value[head].T
+        total = total + read @ layer.to_output.weight[:, own].T
+    close(layer(x), total)
+
+
 def moved_weights(layer, shift):
     """The weights of the last eight tokens after `shift` tokens that nobody may see."""
     x = torch.randn(1, 8, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -253,15 +278,20 @@ def moved_weights(layer, shift):
 
 
 @pytest.mark.parametrize(
-    ("layer_class", "relative"),
+    ("make_layer", "relative"),
     [
-        (LatentAttention, True),
-        (LatentAttentionBeforeRotation, True),
-        (LatentAttentionAfterRotation, False),
+        (partial(LatentAttention, latent_width=10), True),
+        (partial(LatentAttentionBeforeRotation, latent_width=10), True),
+        (partial(LatentAttentionAfterRotation, latent_width=10), False),
+        (partial(UnequalHeadsAttention, key_heads=1, value_heads=3), True),
+        (OptimizedAttention, True),
+        (EfficientAttention, True),
+        (partial(SuperAttention, length=20), True),
+        (MultipliedHeadEmbeddings, True),
     ],
 )
-def test_where_keys_are_rotated_decides_whether_positions_are_relative(layer_class, relative):
-    layer = layer_class(WIDTH, HEADS - 1, latent_width=10, is_causal=True)
+def test_where_keys_are_rotated_decides_whether_positions_are_relative(make_layer, relative):
+    layer = make_layer(WIDTH, 3, position="rope", is_causal=True)
     difference = (moved_weights(layer, 5) - moved_weights(layer, 0)).abs().max()
     assert difference < 1e-12 if relative else difference > 1e-3
 
