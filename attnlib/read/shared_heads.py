@@ -155,15 +155,10 @@ def unequal_heads_attention(
     Errors as in `attend`; n_k and n_v must divide H.
     Source: Lin et al. (2025), "Sigma", DiffQKV attention. Derived in chapter 1.4.
     """
-    for name, tensor in (("key", key), ("value", value)):
-        _check_divides(name, tensor, query)
-    if isinstance(query, Tensor) and query.dim() >= 3:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
     return attend(
         query,
-        key,
-        value,
+        _repeated("key", key, query),
+        _repeated("value", value, query),
         attn_mask=attn_mask,
         is_causal=is_causal,
         query_offset=query_offset,
@@ -173,7 +168,7 @@ def unequal_heads_attention(
 
 def _allowed_rows(
     query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, query_offset: int
-) -> Tensor | None:
+) -> Bool[Tensor, "..."]:
     """What each row of a group may see; row g N + i is query i of the group's head g."""
     heads, queries, keys = query.shape[-3], query.shape[-2], key.shape[-2]
     allowed = torch.ones(1, queries, keys, dtype=torch.bool, device=query.device)
@@ -192,11 +187,23 @@ def _check_shared(query: Tensor, key: Tensor, value: Tensor) -> None:
     check_attention(query, key, value, enable_gqa=True)
 
 
+def _repeated(name: str, tensor: Tensor, query: Tensor) -> Tensor:
+    """Each head as often as makes the heads of query; heads of one group lie side by side."""
+    if not _have_heads(tensor, query):
+        return tensor
+    _check_divides(name, tensor, query)
+    return tensor.repeat_interleave(query.shape[-3] // tensor.shape[-3], dim=-3)
+
+
 def _check_divides(name: str, tensor: Tensor, query: Tensor) -> None:
-    if not (isinstance(query, Tensor) and isinstance(tensor, Tensor)):
-        return  # `attend` says what is wrong
-    if query.dim() < 3 or tensor.dim() != query.dim():
+    if not _have_heads(tensor, query):
         return
     heads, own = query.shape[-3], tensor.shape[-3]
     if own == 0 or heads % own:
         raise ValueError(f"{name} must have a number of heads that divides {heads}, got {own}")
+
+
+def _have_heads(tensor: Tensor, query: Tensor) -> bool:
+    """Whether both have heads to compare; what else is wrong, `attend` says by name."""
+    both = isinstance(query, Tensor) and isinstance(tensor, Tensor)
+    return both and query.dim() == tensor.dim() >= 3

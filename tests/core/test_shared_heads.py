@@ -111,6 +111,14 @@ def test_equal_heads_give_grouped_query_and_softmax_attention():
             lambda q, k, v: grouped_query_attention(q, k, draw(5, 8, key_heads=3)[2]),
             "value must have one row for each key",
         ),
+        (
+            lambda q, k, v: unequal_heads_attention(q, k[0, 0], v[0, 0]),
+            "key must have as many dimensions as query",
+        ),
+        (
+            lambda q, k, v: unequal_heads_attention(q, k, v.tolist()),
+            "value must be a torch.Tensor, got list",
+        ),
         (lambda q, k, v: multi_query_attention(q, k, v), "key must have the batch of query"),
         (lambda q, k, v: multi_query_attention(q[0, 0], k[0, 0], v[0, 0]), "query must have shape"),
         (
