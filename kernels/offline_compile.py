@@ -1,25 +1,29 @@
 """Gate two of every kernel: compile it for three chips, on a machine that has none of them.
 
-    python kernels/offline_compile.py
+    python kernels/offline_compile.py --table
 
-prints a JSON list, one entry for each launch and chip: shared memory, registers, bytes spilled,
-or the compiler's error. Triton's wheel carries the assembler that this needs. The compiler
-refuses what the interpreter lets through: an `if` on a block, plain Python globals, loop variables
-that change their dtype, products too small for the tensor cores.
+prints a line for each launch and chip: shared memory, registers, bytes spilled, or the compiler's
+error. Without --table it prints the same as a JSON list; with --write it stores the report for the
+page book/kernels.md, in kernels/results/offline.json. Triton's wheel carries the assembler that
+this needs. The compiler refuses what the interpreter lets through: an `if` on a block, plain Python
+globals, loop variables that change their dtype, products too small for the tensor cores.
 
 The script must run in its own process, without TRITON_INTERPRET; `compile_all` starts it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 
+STORED = Path(__file__).resolve().parent / "results" / "offline.json"
 SHARED_MEMORY = {80: 166_912, 86: 101_376, 90: 232_448}  # bytes a program may use, by chip
 
 
@@ -116,20 +120,85 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1])
 
 
-def main() -> None:
+def compile_here() -> list[dict]:
+    """Compile every launch of every kernel, on all cores of this machine."""
     from attnlib.kernels.proof import all_proofs
 
-    reports = [
-        {"kernel": name} | compile_launch(launch, chip)
+    jobs = [
+        (name, number, chip)
         for name, proof in all_proofs().items()
-        for launch in proof.launches
+        for number, launch in enumerate(proof.launches)
         for chip in launch.chips or SHARED_MEMORY
     ]
-    print(json.dumps(reports, indent=1))
+    with get_context("fork").Pool() as pool:
+        return pool.map(compile_job, jobs, chunksize=1)
+
+
+def compile_job(job: tuple[str, int, int]) -> dict:
+    """Compile launch `number` of a kernel for a chip."""
+    from attnlib.kernels.proof import all_proofs
+
+    name, number, chip = job
+    return {"kernel": name} | compile_launch(all_proofs()[name].launches[number], chip)
+
+
+def stored_form(reports: list[dict]) -> dict:
+    """What offline.json holds: the reports of each kernel, and which code they are of."""
+    import triton
+    from attnlib.kernels.code_hash import launches_hash
+
+    kernels = {}
+    for report in reports:
+        name = report["kernel"]
+        entry = kernels.setdefault(name, {"source": launches_hash(name), "launches": []})
+        entry["launches"].append({key: report[key] for key in report if key != "kernel"})
+    return {"triton": triton.__version__, "kernels": kernels}
+
+
+def write(reports: list[dict], target: Path = STORED) -> None:
+    """Write offline.json, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".json.part")
+    unfinished.write_text(json.dumps(stored_form(reports), indent=1) + "\n")
+    unfinished.replace(target)
+
+
+def table(reports: list[dict]) -> str:
+    """The reports as lines of a table: shared memory of what the chip has, registers, spills."""
+    widths = {key: max(len(report[key]) for report in reports) for key in ("kernel", "launch")}
+    head = f"{'kernel':<{widths['kernel']}}  {'launch':<{widths['launch']}}  chip "
+    lines = [head + "  shared memory (bytes)  registers  spilled"]
+    for report in reports:
+        start = (
+            f"{report['kernel']:<{widths['kernel']}}  {report['launch']:<{widths['launch']}}  "
+            f"sm_{report['chip']}"
+        )
+        if report["error"]:
+            lines.append(f"{start}  {report['error'].splitlines()[0]}")
+        else:
+            lines.append(
+                f"{start}  {report['shared']:>9,} of {report['shared_limit']:>7,}"
+                f"  {report['registers']:>9}  {report['spilled']:>7}"
+            )
+    return "\n".join(lines)
+
+
+def main(words: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="offline_compile.py", description="Compile every kernel for three chips, without any."
+    )
+    parser.add_argument("--table", action="store_true", help="print a table instead of JSON")
+    parser.add_argument("--write", action="store_true", help="store the report for the book")
+    options = parser.parse_args(words)
+    reports = compile_here()
+    if options.write:
+        write(reports)
+    print(table(reports) if options.table else json.dumps(reports, indent=1))
 
 
 if __name__ == "__main__":
     from standalone import load_folder
 
     load_folder()
-    main()
+    main(sys.argv[1:])

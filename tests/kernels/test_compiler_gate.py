@@ -1,7 +1,18 @@
 """Gate two: every kernel compiles for three chips, fits their shared memory, spills nothing."""
 
+import json
+
 import pytest
-from attnlib.kernels.offline_compile import SHARED_MEMORY, compile_all, problem_of
+from attnlib.kernels.code_hash import launches_hash
+from attnlib.kernels.offline_compile import (
+    SHARED_MEMORY,
+    STORED,
+    compile_all,
+    problem_of,
+    stored_form,
+    table,
+    write,
+)
 from attnlib.kernels.proof import KERNELS, all_proofs
 
 
@@ -48,3 +59,51 @@ FINE = {"chip": 86, "error": None, "shared": 101_376, "shared_limit": 101_376, "
 def test_gate_rejects_what_a_chip_cannot_run(change, message):
     assert problem_of(FINE) is None
     assert message in problem_of(FINE | change)
+
+
+REPORTS = [
+    {"kernel": "masked_softmax", "launch": "forward", "registers": 40} | FINE,
+    {"kernel": "masked_softmax", "launch": "backward", "chip": 90, "error": "Fault: no\nmore"},
+]
+
+
+def test_table_has_a_line_for_each_launch():
+    head, fine, broken = table(REPORTS).splitlines()
+    assert head.split()[:3] == ["kernel", "launch", "chip"]
+    assert fine.split() == [
+        "masked_softmax",
+        "forward",
+        "sm_86",
+        "101,376",
+        "of",
+        "101,376",
+        "40",
+        "0",
+    ]
+    assert broken.split() == ["masked_softmax", "backward", "sm_90", "Fault:", "no"]
+
+
+def test_report_is_stored_by_kernel_with_the_hash_of_its_code(tmp_path):
+    target = tmp_path / "results" / "offline.json"
+    write(REPORTS, target)
+    entry = json.loads(target.read_text())["kernels"]["masked_softmax"]
+    assert entry["source"] == launches_hash("masked_softmax")
+    assert [launch["launch"] for launch in entry["launches"]] == ["forward", "backward"]
+    assert list(target.parent.iterdir()) == [target]
+
+
+RENEW = "run: .venv/bin/python kernels/offline_compile.py --write"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_stored_report_is_of_the_code_that_is_here(name):
+    stored = json.loads(STORED.read_text())["kernels"]
+    assert name in stored, RENEW
+    assert stored[name]["source"] == launches_hash(name), RENEW
+
+
+def test_stored_report_is_what_the_compiler_says_now(reports):
+    stored = json.loads(STORED.read_text())
+    now = stored_form(reports)
+    if stored["triton"] == now["triton"]:
+        assert stored == now, RENEW
