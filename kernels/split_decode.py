@@ -53,10 +53,11 @@ from attnlib.kernels.launch import (
 from torch import Tensor
 
 LARGEST_SPLITS = 128  # one program of the second kernel holds all parts of a row
-LARGEST_ROW_BLOCK = 64
+LARGEST_ROW_BLOCK = 32  # of queries; a decoding step rarely has more
 LEAST_KEYS_OF_A_PART = 256
 PROGRAMS_PER_PROCESSOR = 4  # while one waits for memory another computes
-BYTES_OF_A_BLOCK = 2**15  # keys and values of one block; three in flight fit every chip since 8.0
+BYTES_OF_A_BLOCK = 2**15  # keys and values of one block; three in flight fit every chip
+SHARED_MEMORY_NEEDED = 100_608  # bytes of the largest tile, as the offline compiler reports it
 
 
 def split_decode(
@@ -82,7 +83,8 @@ def split_decode(
     Products of float32 are not rounded to tf32. float16 and bfloat16 are summed in float32.
 
     Cost: time N M (D + E) a head; every key and value is read once for all queries of its group
-    while group * N is at most 64. Looking at `lengths` makes the host wait for the GPU.
+    while group * N is at most 32 (float32 and float64: 16). Looking at `lengths` makes the host
+    wait for the GPU.
 
     Raises TypeError for a wrong dtype; ValueError for shapes that do not fit, lengths outside the
     cache, more than 128 splits, a device that cannot run kernels, and for tensors that require a
@@ -316,17 +318,18 @@ def merged(highest: Tensor, total: Tensor, read: Tensor, dtype: torch.dtype) -> 
 def tile(rows: int, width: int, value_width: int, dtype: torch.dtype) -> dict:
     """The compile-time choices: arithmetic, rows and keys of a tile, warps, stages of the pipeline.
 
-    A block has as many keys as 32 kilobytes hold, 16 to 128.
+    A block has as many keys as 32 kilobytes hold, 16 to 128. Full precision is multiplied number
+    by number in registers, so its tiles have 16 rows, and so many warps that none are spilled.
     """
     numbers_of_a_key = triton.next_power_of_2(padded(width) + padded(value_width))
-    bytes_of_a_key = numbers_of_a_key * dtype.itemsize
-    key_block_size = max(16, min(128, BYTES_OF_A_BLOCK // bytes_of_a_key))
+    key_block_size = max(16, min(128, BYTES_OF_A_BLOCK // (numbers_of_a_key * dtype.itemsize)))
+    full_precision = dtype in (torch.float32, torch.float64)
     return {
         "arithmetic": tl.float64 if dtype == torch.float64 else tl.float32,
-        "row_block_size": min(padded(rows), LARGEST_ROW_BLOCK),
+        "row_block_size": 16 if full_precision else min(padded(rows), LARGEST_ROW_BLOCK),
         "key_block_size": key_block_size,
-        "num_warps": 4,
-        "num_stages": 3 if key_block_size * bytes_of_a_key <= BYTES_OF_A_BLOCK else 1,
+        "num_warps": {torch.float64: 8, torch.float32: min(8, key_block_size // 4)}.get(dtype, 4),
+        "num_stages": 2 if full_precision else 3,
     }
 
 

@@ -64,12 +64,12 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     yield case("5 queries, 3 keys", 5, 3, splits=2)
     yield case("more splits than blocks", 1, 100, splits=16)
     yield case("queries before the end", 2, 257, splits=3, query_offset=130)
-    yield case("four heads share a key head", 1, 257, (2, 8), key_heads=(2, 2), splits=2)
-    yield case("three heads share, 5 queries", 5, 100, (2, 6), key_heads=(2, 2), splits=2)
-    yield case("more rows than a block", 5, 63, (16,), key_heads=(1,), splits=2)
+    yield case("four heads share a key head", 1, 257, (2, 4), key_heads=(2, 1), splits=2)
+    yield case("three heads share, 5 queries", 5, 100, (6,), key_heads=(2,), splits=2)
+    yield case("more rows than a block", 5, 63, (7,), key_heads=(1,))
     several = lengths(257, 1, 0, 140)
-    yield case("lengths", 1, 257, (4, 2), key_heads=(4, 1), splits=2, lengths=several)
-    yield case("lengths, 2 queries", 2, 257, (4, 1), splits=3, lengths=several.int())
+    yield case("lengths", 1, 257, (4, 2), key_heads=(4, 1), lengths=several)
+    yield case("lengths, 2 queries", 2, 257, (4, 1), splits=2, lengths=several.int())
     yield case("lengths and an offset", 2, 63, (2, 1), lengths=lengths(63, 20), query_offset=40)
     yield case("two axes of batch", 2, 63, (2, 1, 2), lengths=lengths(50, 3))
     yield case("widths 40 and 80", 1, 100, (2,), width=40, value_width=80, splits=2)
@@ -107,25 +107,32 @@ def launches() -> Iterator[Launch]:
 
     Pointers and steps are multiples of 16, as torch allocates them.
     """
-    for dtype, width, value_width, rows in [
-        (torch.float16, 64, 64, 4),
-        (torch.float16, 128, 128, 4),
-        (torch.bfloat16, 128, 128, 4),
-        (torch.bfloat16, 128, 128, 64),
-        (torch.bfloat16, 256, 256, 4),
-        (torch.bfloat16, 80, 40, 4),
-        (torch.float32, 64, 64, 4),
-        (torch.float32, 128, 128, 4),
-        (torch.float64, 64, 64, 4),
+    for dtype, width, value_width, rows, shares_length in [
+        (torch.float16, 128, 128, 4, True),
+        (torch.bfloat16, 64, 64, 4, True),
+        (torch.bfloat16, 128, 128, 4, True),
+        (torch.bfloat16, 128, 128, 4, False),
+        (torch.bfloat16, 128, 128, 32, True),
+        (torch.bfloat16, 256, 256, 32, True),
+        (torch.bfloat16, 80, 40, 4, True),
+        (torch.float32, 128, 128, 4, True),
+        (torch.float32, 256, 256, 4, False),
+        (torch.float64, 256, 256, 4, True),
     ]:
         choices = tile(rows, width, value_width, dtype)
         warps, stages = choices.pop("num_warps"), choices.pop("num_stages")
-        widths = {"width": width, "value_width": value_width}
-        constants = choices | widths | {"scale": width**-0.5, "query_offset": None}
-        for name, lengths in [("parts", {"lengths_ptr": None}), ("parts, lengths", {})]:
-            types = types_of(part_kernel.arg_names, constants | lengths, dtype)
-            label = f"{name}, {types['query_ptr'][1:5]}, D {width} E {value_width}, {rows} rows"
-            yield Launch(label, part_kernel, types, constants | lengths, warps, stages)
+        constants = choices | {
+            "query_offset": None,
+            "scale": width**-0.5,
+            "width": width,
+            "value_width": value_width,
+        }
+        if shares_length:
+            constants["lengths_ptr"] = None
+        types = types_of(part_kernel.arg_names, constants, dtype)
+        name = "parts" if shares_length else "parts, lengths"
+        label = f"{name}, {types['query_ptr'][1:5]}, D {width} E {value_width}, {rows} rows"
+        yield Launch(label, part_kernel, types, constants, warps, stages)
     for splits, value_width, warps in [(2, 64, 1), (64, 128, 4), (128, 256, 8)]:
         constants = {"split_block_size": splits, "value_width": value_width}
         types = types_of(merge_kernel.arg_names, constants, torch.bfloat16)
