@@ -36,7 +36,7 @@ def tile_picture(
     walk = tile_walk(table)
     seen = visible_pairs(support, queries, keys, query_offset=query_offset)
     now = walk[step]
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.72, WIDTH * 0.66 * queries / keys))
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.66, WIDTH * 0.61 * queries / keys))
     axes.set_aspect("equal")
     axes.set_xlim(-4.2, keys + 4.2)
     axes.set_ylim(queries + 0.7, -4.0)

@@ -16,10 +16,10 @@ from attnlib.support import Grid, Predicate, allowed_keys, index_grid
 
 
 @mechanism(
-    key="chunked-softmax",
-    paper="milakov-2018",
-    chapter="1-foundations/soft-lookup",
-    section="cost",
+    key="memory-efficient-attention",
+    paper="memory-efficient-attention",
+    chapter="1-foundations/exact-and-cached",
+    section="one-pass",
     step="read",
     idea="softmax attention folded chunk by chunk into a running maximum, total and read",
     equation=r"\mathrm{softmax}(Q K^\top / \sqrt{D})\, V",

@@ -95,7 +95,9 @@ def test_the_stored_atlas_is_current():
 def test_the_export_is_sorted_and_whole():
     entries = json.loads(export.as_json())["mechanisms"]
     keys = [entry["key"] for entry in entries]
-    assert keys == sorted(keys) and {"additive", "chunked-softmax", "softmax"} <= set(keys)
+    assert keys == sorted(keys) and {"additive", "memory-efficient-attention", "softmax"} <= set(
+        keys
+    )
     for entry in entries:
         assert entry["step"] in STEPS and entry["cost"] and entry["idea"] and entry["equation"]
         assert set(entry["taxonomy"]) == {"sequences", "levels", "positions", "representations"}

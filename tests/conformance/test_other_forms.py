@@ -47,7 +47,7 @@ def test_it_is_no_operator(own_table):
 
 def test_operators_are_the_entries_that_promise_something():
     keys = {entry.key for entry in operators()}
-    assert {"softmax", "additive", "chunked-softmax"} <= keys
+    assert {"softmax", "additive", "memory-efficient-attention"} <= keys
     assert not keys & set(OTHERS)
     assert all(isinstance(entry.promises, Promises) for entry in operators())
     rest = [entry for entry in all_mechanisms() if entry.key not in keys]
