@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from attnlib.checks import check_count
 from attnlib.distributed.comparison import compare
-from attnlib.distributed.processes import joined
+from attnlib.distributed.processes import ALONE, joined, launched
 
 TOLERANCE = 1e-12
 
@@ -66,6 +66,8 @@ def main() -> None:
     for name, number in sizes.items():
         check_count(name, number, least=1)
     check_count("sequence", given.sequence, least=1)
+    if not launched():
+        sys.exit(ALONE)
     with joined(given.seconds):
         results = compare(**sizes, sequence=given.sequence, seed=given.seed)
         rank, processes = dist.get_rank(), dist.get_world_size()

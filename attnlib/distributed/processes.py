@@ -2,7 +2,7 @@
 
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +15,15 @@ import torch.distributed as dist
 
 from attnlib.checks import check_count
 
-COMMAND = "torchrun --standalone --nproc-per-node 4 -m attnlib.distributed"
+ALONE = (
+    "there are no other processes to work with: start this with torchrun, for example\n"
+    "    torchrun --standalone --nproc-per-node 4 -m attnlib.distributed"
+)
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
 
 
 @contextmanager
@@ -27,11 +35,8 @@ def joined(seconds: float = 60.0) -> Iterator[None]:
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
-        raise RuntimeError(
-            "there are no other processes to work with: start this with torchrun, for example\n"
-            f"    {COMMAND}"
-        )
+    if not launched():
+        raise RuntimeError(ALONE)
     dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     try:
         yield
@@ -53,8 +58,8 @@ def run(
     """What `python -m attnlib.distributed` finds with so many processes on this machine.
 
     Starts torchrun on a free port of the loopback device and waits for it, for three times the
-    time limit of its processes at most. Raises RuntimeError with the end of what it wrote where it
-    fails, TimeoutError where it does not end in time.
+    time limit of its processes at most. Raises RuntimeError with the errors of the processes where
+    it fails, TimeoutError where it does not end in time.
     """
     check_count("processes", processes, least=1)
     options = {
@@ -78,28 +83,45 @@ def start(program: list[str], processes: int, seconds: float) -> str:
 
     Raises RuntimeError where it fails, TimeoutError after three times `seconds`.
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr"]
-    launcher += ["127.0.0.1", f"--nproc-per-node={processes}", *program]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr"]
+    command += ["127.0.0.1", f"--nproc-per-node={processes}", *program]
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback} | os.environ
-    started = subprocess.Popen(
-        launcher,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, errors = started.communicate(timeout=3 * seconds)
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(
-            f"{processes} processes did not end within {3 * seconds} seconds"
-        ) from None
-    finally:
-        if started.poll() is None:
-            os.killpg(started.pid, signal.SIGKILL)
-            started.communicate()
-    if started.returncode != 0:
-        raise RuntimeError(f"torchrun ended with {started.returncode}:\n{errors[-4000:]}")
-    return printed
+    # Into files: a pipe would stay open for as long as any of the processes holds it.
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        launcher = subprocess.Popen(command, env=environment, stdout=printed, stderr=errors)
+        try:
+            launcher.wait(timeout=3 * seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"{processes} processes did not end within {3 * seconds} seconds"
+            ) from None
+        finally:
+            stop(launcher)
+        printed.seek(0)
+        errors.seek(0)
+        if launcher.returncode != 0:
+            raise failure(launcher.returncode, errors.read())
+        return printed.read()
+
+
+def stop(launcher: subprocess.Popen, patience: float = 60.0) -> None:
+    """End a torchrun that still runs: asked to stop, it stops its processes first."""
+    if launcher.poll() is None:
+        launcher.terminate()
+        try:
+            launcher.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+            launcher.wait()
+
+
+def failure(code: int, text: str) -> RuntimeError:
+    """The error of a torchrun that ended with `code`: what its processes named, then all."""
+    return RuntimeError(f"torchrun ended with {code}:\n{named_errors(text)}\n\n{text}")
+
+
+def named_errors(text: str) -> str:
+    """The lines of a longer output that name an error of a process, each once."""
+    lines = (line.split("]: ", 1)[-1] for line in text.splitlines())
+    return "\n".join(dict.fromkeys(line for line in lines if re.match(r"\w+Error: ", line)))
