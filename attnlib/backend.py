@@ -23,6 +23,8 @@ from attnlib.choices import check_choice
 
 BACKENDS = ("auto", "torch", "triton")
 OLDEST_CAPABILITY = (8, 0)
+SHARED_MEMORY_OF_TILES = 101_376
+"""Bytes: every tile of every kernel is compiled to fit a chip that has these."""
 
 WhyNot = Callable[[], str | None]
 """Says in a sentence what of a call the kernel cannot do; None where it can do all of it."""
@@ -60,6 +62,12 @@ def obstacle(device: torch.device) -> str | None:
                 f"the chip has compute capability {have[0]}.{have[1]}, and the kernels need "
                 "8.0 or newer"
             )
+        there = shared_memory(device)
+        if there < SHARED_MEMORY_OF_TILES:
+            return (
+                f"tiles need up to {SHARED_MEMORY_OF_TILES} bytes of shared memory, and the chip "
+                f"has {there}"
+            )
         return None
     if device.type == "cpu":
         return interpreter_obstacle()
@@ -80,14 +88,16 @@ def interpreter_obstacle() -> str | None:
     )
 
 
-def shared_memory_obstacle(needed: int, device: torch.device) -> str | None:
-    """Why a tile that needs so many bytes of shared memory does not fit this chip, or None."""
-    if device.type != "cuda":
-        return None  # the interpreter has no such limit
-    there = shared_memory(device)
-    if needed <= there:
+def width_obstacle(query: Tensor, value: Tensor) -> str | None:
+    """Why heads of these widths have no tile, or None."""
+    from attnlib.kernels.launch import LARGEST_WIDTH
+
+    widths = query.shape[-1], value.shape[-1]
+    if all(1 <= width <= LARGEST_WIDTH for width in widths):
         return None
-    return f"its tile needs {needed} bytes of shared memory, and the chip has {there}"
+    return (
+        f"the kernels take widths from 1 to {LARGEST_WIDTH}, got D = {widths[0]}, E = {widths[1]}"
+    )
 
 
 def gradient_wanted(*tensors: Tensor) -> bool:

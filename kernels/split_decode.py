@@ -57,7 +57,6 @@ LARGEST_ROW_BLOCK = 32  # of queries; a decoding step rarely has more
 LEAST_KEYS_OF_A_PART = 256
 PROGRAMS_PER_PROCESSOR = 4  # while one waits for memory another computes
 BYTES_OF_A_BLOCK = 2**15  # keys and values of one block; three in flight fit every chip
-SHARED_MEMORY_NEEDED = 100_608  # bytes of the largest tile, as the offline compiler reports it
 
 
 def split_decode(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnlib.atlas import Taxonomy, mechanism
 from attnlib.attend import attend
-from attnlib.backend import gradient_wanted, runs_kernel
+from attnlib.backend import gradient_wanted, runs_kernel, width_obstacle
 from attnlib.checks import check_attention, check_count, check_scale
 from attnlib.memory.partial_read import PartialRead, empty_read, finish, merge, partial_read
 from attnlib.read.chunked_softmax import chunks
@@ -20,6 +20,7 @@ KEYS_IN_A_PART = 8192
 
 @mechanism(
     key="split-decode",
+    paper="dao-2023",
     chapter="1-foundations/exact-and-cached",
     section="decoding-reads-bytes",
     step="memory",
@@ -71,13 +72,11 @@ def split_decode(
     if lengths is not None:
         check_lengths(lengths, query)
 
-    if runs_kernel(backend, query.device, lambda: why_not_kernel(query, key, value)):
+    if runs_kernel(backend, query.device, lambda: why_not_kernel(query, key, value, splits)):
         from attnlib.kernels import split_decode as kernel
 
-        return kernel(
-            query, key, value, query_offset=query_offset, lengths=lengths, scale=scale,
-            splits=splits,
-        )  # fmt: skip
+        options = {"query_offset": query_offset, "lengths": lengths, "scale": scale}
+        return kernel(query, key, value, **options, splits=splits)
     if lengths is None:
         return decode(query, key, value, query_offset, splits, scale)
     return decode_each(query, key, value, lengths, query_offset, splits, scale)
@@ -93,9 +92,11 @@ def decode(
 ) -> Float[Tensor, "*heads N E"]:
     """The PyTorch form where all keys exist: read each part, merge them, finish."""
     queries, keys = query.shape[-2], key.shape[-2]
+    offset = keys - queries if query_offset is None else query_offset
+    keys = max(0, min(keys, offset + queries))  # no query sees the ones after these
     rows = query_rows(query, key).to(torch.promote_types(query.dtype, torch.float32))
-    last_seen = last_keys(queries, keys, query_offset, rows)
-    size = KEYS_IN_A_PART if splits is None else -(-keys // splits)
+    last_seen = last_keys(offset, queries, rows)
+    size = KEYS_IN_A_PART if splits is None else max(1, -(-keys // splits))
 
     def read(part: slice) -> PartialRead:
         scores = dot_product(rows, key[..., part, :].to(rows.dtype), scale)
@@ -103,7 +104,7 @@ def decode(
         return partial_read(scores, value[..., part, :].to(rows.dtype), seen)
 
     nothing = empty_read(rows, value.shape[-1])
-    parts = [read(part) for part in chunks(keys, max(size, 1))]
+    parts = [read(part) for part in chunks(keys, size)]
     read_rows = finish(functools.reduce(merge, parts, nothing))
     return read_rows.to(query.dtype).reshape(*query.shape[:-1], value.shape[-1])
 
@@ -116,11 +117,8 @@ def query_rows(
     return query.reshape(*key.shape[:-2], group * query.shape[-2], query.shape[-1])
 
 
-def last_keys(
-    queries: int, keys: int, query_offset: int | None, rows: Tensor
-) -> Int[Tensor, "rows 1"]:
+def last_keys(offset: int, queries: int, rows: Float[Tensor, "*b R D"]) -> Int[Tensor, "R 1"]:
     """The last key that each row sees: i + offset for query i, once for each head of the group."""
-    offset = keys - queries if query_offset is None else query_offset
     last = torch.arange(offset, offset + queries, device=rows.device)
     return last.repeat(rows.shape[-2] // max(queries, 1))[:, None]
 
@@ -169,8 +167,15 @@ def check_lengths(lengths: Tensor, query: Tensor) -> None:
         )
 
 
-def why_not_kernel(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+def why_not_kernel(query: Tensor, key: Tensor, value: Tensor, splits: int | None) -> str | None:
     """What of this call the kernel cannot do, or None."""
+    from attnlib.kernels.split_decode import LARGEST_SPLITS
+
     if gradient_wanted(query, key, value):
         return "the decoding kernel has no backward pass, and a gradient is wanted"
-    return None
+    if splits is not None and splits > LARGEST_SPLITS:
+        return f"the decoding kernel merges at most {LARGEST_SPLITS} splits, got {splits}"
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            return f"{name} must have a last stride of 1, got {tensor.stride(-1)}"
+    return width_obstacle(query, value)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
-from attnlib.backend import runs_kernel
+from attnlib.backend import runs_kernel, width_obstacle
 from attnlib.checks import check_attention, check_count, check_mask, check_scale
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.support import window as last_keys
@@ -59,7 +59,7 @@ def flash_attention(
     if attn_mask is not None:
         check_mask(attn_mask, torch.Size((*query.shape[:-1], key.shape[-2])))
 
-    if runs_kernel(backend, query.device, lambda: why_not_kernel(query, key, value, attn_mask)):
+    if runs_kernel(backend, query.device, lambda: why_not_kernel(query, value, attn_mask)):
         from attnlib.kernels import flash_attention as kernel
 
         return kernel(
@@ -100,13 +100,11 @@ def with_adjacent_numbers(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def why_not_kernel(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
-) -> str | None:
+def why_not_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None) -> str | None:
     """What of this call the kernel cannot do, or None."""
     if attn_mask is not None and key_padding(attn_mask, query) is None:
         return (
             "the kernel takes an attn_mask that is the same for all queries and heads, "
             f"such as (batch, 1, 1, M), got {tuple(attn_mask.shape)}"
         )
-    return None
+    return width_obstacle(query, value)
