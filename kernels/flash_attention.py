@@ -66,7 +66,53 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-INTERPRETED_TILE = (128, 64, 4, 2)  # cost there is per operation, not per element
+
+# Tiles by kernel and bytes a number, as the offline compiler finds them: the largest without
+# spilled registers. Least shared memory, widest row; query block, key block, warps, stages.
+# The first line that suits counts. 232,448 bytes are Hopper, 101,376 the smallest Ampere.
+TILES = {
+    ("forward", 2): [
+        (232_448, 128, 128, 128, 8, 3),
+        (232_448, 256, 128, 32, 8, 2),
+        (101_376, 64, 128, 64, 8, 3),
+        (101_376, 128, 128, 32, 8, 2),
+        (101_376, 256, 64, 32, 8, 2),
+    ],
+    ("query gradient", 2): [
+        (232_448, 64, 128, 64, 8, 3),
+        (232_448, 128, 128, 64, 8, 2),
+        (232_448, 256, 128, 32, 8, 2),
+        (101_376, 64, 128, 64, 8, 3),
+        (101_376, 128, 128, 32, 8, 2),
+        (101_376, 256, 32, 32, 4, 2),
+    ],
+    ("key gradient", 2): [
+        (232_448, 64, 64, 128, 8, 3),
+        (232_448, 128, 32, 128, 8, 2),
+        (101_376, 64, 32, 128, 8, 2),
+        (101_376, 128, 32, 64, 8, 2),
+        (101_376, 256, 32, 32, 8, 2),
+    ],
+    ("forward", 4): [
+        (101_376, 64, 64, 32, 8, 2),
+        (101_376, 128, 32, 16, 8, 1),
+        (101_376, 256, 16, 16, 4, 1),
+    ],
+    ("query gradient", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
+    ("key gradient", 4): [(101_376, 64, 32, 32, 8, 1), (101_376, 256, 16, 16, 8, 1)],
+    ("forward", 8): [(101_376, 64, 32, 32, 4, 1), (101_376, 256, 16, 16, 4, 1)],
+    ("query gradient", 8): [
+        (101_376, 64, 32, 32, 4, 1),
+        (101_376, 128, 16, 16, 8, 1),
+        (166_912, 256, 16, 16, 8, 1),
+    ],
+    ("key gradient", 8): [
+        (101_376, 64, 32, 32, 8, 1),
+        (101_376, 128, 16, 16, 8, 1),
+        (166_912, 256, 16, 16, 8, 1),
+    ],
+}
+INTERPRETED_TILE = (128, 64, 4, 2)  # the interpreter's cost is per operation, not per number
 
 
 def flash_attention(
@@ -80,7 +126,29 @@ def flash_attention(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention: o_i = sum_{j in S_i} e^{s_ij} v_j / sum_{j in S_i} e^{s_ij}."""
+    """Softmax attention: o_i = sum_{j in S_i} e^{s_ij} v_j / sum_{j in S_i} e^{s_ij}.
+
+    Shapes: query (*batch, H, N, D), key (*batch, Hkv, M, D), value (*batch, Hkv, M, E), read
+    (*batch, H, N, E); also without heads. H is a multiple of Hkv: query head h reads key head
+    h // (H / Hkv). D and E are 1 to 256. key_mask is bool, True where a key may be read, and
+    broadcasts to (*batch, M): one row for all heads and queries.
+
+    Row i stands at position i + query_offset. is_causal: it sees the keys up to its position.
+    window=W: the last W of those. scale is D ** -0.5 unless given.
+
+    A row whose support is empty reads zero and sends back zero. A key that key_mask hides is never
+    loaded, so nothing in it, NaN included, reaches a result. Finite for scores up to 1e4; a
+    float32 weight then has a relative error near 1e4 * 2^-24. float16 and bfloat16 are summed in
+    float32, float32 is multiplied in full precision (no tf32). Gradients flow to query, key and
+    value, once (no second derivative).
+
+    Cost: 2 (D + E) operations a pair of a query and a key that it sees, memory linear in N + M.
+    Batch axes that do not fold into one are copied; all other layouts are read where they are.
+
+    Raises TypeError for a wrong dtype; ValueError for shapes that do not fit, a width over 256,
+    numbers of a row that are not adjacent, devices that differ or cannot run Triton, a scale or
+    window that is not positive, a chip whose shared memory holds no tile.
+    """
     check_attention(query, key, value)
     check_scale(scale)
     check_whole("query_offset", query_offset)
@@ -126,68 +194,102 @@ def padded(width):
 
 
 @triton.jit
+def my_query_block(query_count, heads, block_size: tl.constexpr):
+    """Where the block of this program starts, its batch entry and its head.
+
+    The last blocks of a head come first: under the causal rule they see the most keys.
+    """
+    block_count = tl.cdiv(query_count, block_size)
+    block = block_count - 1 - tl.program_id(0) % block_count
+    batch_and_head = tl.program_id(0) // block_count
+    return block * block_size, batch_and_head // heads, batch_and_head % heads
+
+
+@triton.jit
 def head_at(ptr, steps, batch, head):
     """Where the rows of one head start."""
     return ptr + batch.to(tl.int64) * steps[0] + head.to(tl.int64) * steps[1]
 
 
 @triton.jit
-def load_rows(ptr, start, row_step, present, width: tl.constexpr):
-    """Rows start, start + 1, ... as a tile: zero where a row is not present, and in padding."""
-    columns = tl.arange(0, padded(width))
-    rows = tl.arange(0, present.shape[0])
+def places(ptr, start, row_step, present, width: tl.constexpr):
+    """Addresses of the rows start, start + 1, ..., and which of them belong to the tensor."""
+    rows = tl.arange(0, present.shape[0])[:, None]
+    columns = tl.arange(0, padded(width))[None, :]
     inside = present[:, None]
     if width < padded(width):
-        inside = inside & (columns < width)[None, :]
-    ptr += tl.cast(start, tl.int64) * row_step
-    return tl.load(ptr + rows[:, None] * row_step + columns[None, :], mask=inside, other=0.0)
+        inside = inside & (columns < width)
+    return ptr + tl.cast(start, tl.int64) * row_step + (rows * row_step + columns), inside
+
+
+@triton.jit
+def load_rows(ptr, start, row_step, present, width: tl.constexpr):
+    """Rows as a tile: zero where a row is not present, and in the padding."""
+    address, inside = places(ptr, start, row_step, present, width)
+    return tl.load(address, mask=inside, other=0.0)
 
 
 @triton.jit
 def store_rows(ptr, start, tile, present, width: tl.constexpr):
-    """Write the rows of a tile that are present to adjacent rows of memory."""
-    columns = tl.arange(0, padded(width))
-    rows = tl.arange(0, present.shape[0])
-    inside = present[:, None]
-    if width < padded(width):
-        inside = inside & (columns < width)[None, :]
-    ptr += tl.cast(start, tl.int64) * width
-    tl.store(
-        ptr + rows[:, None] * width + columns[None, :], tile.to(ptr.dtype.element_ty), mask=inside
-    )
+    """Write the rows of a tile that are present, one after the other."""
+    address, inside = places(ptr, start, width, present, width)
+    tl.store(address, tile.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def keys_present(key_mask_ptr, keys, key_count, partial: tl.constexpr):
-    """Which keys of a block are there to be read: inside the tensor, and no padding."""
-    present = tl.full(keys.shape, True, tl.int1)
+def rows_present(mask_ptr, rows, count, partial: tl.constexpr):
+    """Which rows of a block there are to read: inside the tensor, and not hidden by the mask."""
+    present = tl.full(rows.shape, True, tl.int1)
     if partial:
-        present = keys < key_count
-    if key_mask_ptr is not None:
-        present = tl.load(key_mask_ptr + keys, mask=present, other=0) != 0
+        present = rows < count
+    if mask_ptr is not None:
+        present = tl.load(mask_ptr + rows, mask=present, other=0) != 0
     return present
 
 
 @triton.jit
-def in_band(queries, keys, band):
-    """Whether query i sees key j: i + lowest <= j <= i + highest."""
-    return (keys >= queries + band[0]) & (keys <= queries + band[1])
+def seen_only(scores, queries, keys, present, band, partial: tl.constexpr):
+    """The scores, minus infinity where query i does not see key j of i + lowest ... i + highest."""
+    seen = present
+    if partial:
+        seen = seen & (keys >= queries + band[0]) & (keys <= queries + band[1])
+    return tl.where(seen, scores, -float("inf"))
 
 
 @triton.jit
-def stretch(start, stop, band, count, block_size: tl.constexpr):
-    """Four edges: partial tiles lie from the first to the second, full ones to the third, partial
-    ones to the fourth. Tiles outside are seen by none of the rows start ... stop - 1.
-
-    Row start sees the furthest to the left, row stop - 1 the furthest to the right.
+def edges_of(start, stop, band, count, block_size: tl.constexpr):
+    """Four edges: tiles from the first to the last are seen by some of the rows start ... stop - 1,
+    tiles from the second to the third by all of them. All but the last are the start of a tile.
     """
-    first = tl.maximum(start + band[0], 0) // block_size * block_size
-    last = tl.maximum(tl.minimum(stop + band[1], count), first)
+    seen_from = tl.maximum(start + band[0], 0)
+    seen_until = tl.minimum(stop + band[1], count)
+    first = seen_from // block_size * block_size
+    last = tl.where(seen_from < seen_until, seen_until, first)
     seen_by_all_from = tl.maximum(stop - 1 + band[0], 0)
     seen_by_all_until = tl.maximum(tl.minimum(start + band[1] + 1, count), 0)
     full = tl.minimum(tl.cdiv(seen_by_all_from, block_size) * block_size, last)
     full_until = tl.maximum(seen_by_all_until // block_size * block_size, full)
     return first, full, full_until, last
+
+
+@triton.jit
+def tile_count(edges, block_size: tl.constexpr, partial: tl.constexpr):
+    """How many tiles of a row of tiles are full, or partial."""
+    first, full, full_until, last = edges
+    full_count = (full_until - full) // block_size
+    return tl.cdiv(last - first, block_size) - full_count if partial else full_count
+
+
+@triton.jit
+def tile_start(edges, number, block_size: tl.constexpr, partial: tl.constexpr):
+    """Where the full tile, or the partial tile, of this number starts."""
+    first, full, full_until, _ = edges
+    if partial:
+        start = first + number * block_size
+        start += tl.where(start < full, 0, full_until - full)  # step over the full ones
+    else:
+        start = full + number * block_size
+    return start
 
 
 @triton.jit
@@ -223,15 +325,11 @@ def forward_kernel(
     key_block_size: tl.constexpr,
 ):
     query_count, key_count, heads, key_heads = counts
-    block_count = tl.cdiv(query_count, query_block_size)
-    query_start = (block_count - 1 - tl.program_id(0) % block_count) * query_block_size
-    row_of_heads = tl.program_id(0) // block_count
-    batch, head = row_of_heads // heads, row_of_heads % heads
+    query_start, batch, head = my_query_block(query_count, heads, query_block_size)
+    first_row = (batch * heads + head).to(tl.int64) * query_count
     query_ptr = head_at(query_ptr, query_steps, batch, head)
     key_ptr = head_at(key_ptr, key_steps, batch, head // (heads // key_heads))
     value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
-    read_ptr += row_of_heads.to(tl.int64) * query_count * value_width
-    log_sum_ptr += row_of_heads.to(tl.int64) * query_count
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
 
@@ -243,17 +341,17 @@ def forward_kernel(
     accumulator = tl.zeros([query_block_size, padded(value_width)], arithmetic)
 
     query_stop = tl.minimum(query_start + query_block_size, query_count)
-    edges = stretch(query_start, query_stop, band, key_count, key_block_size)
-    for run in tl.static_range(3):
-        for key_start in range(edges[run], edges[run + 1], key_block_size):
+    edges = edges_of(query_start, query_stop, band, key_count, key_block_size)
+    for partial in tl.static_range(2):
+        for step in range(0, tile_count(edges, key_block_size, partial)):
+            key_start = tile_start(edges, step, key_block_size, partial)
             keys = key_start + tl.arange(0, key_block_size)
-            present = keys_present(key_mask_ptr, keys, key_count, partial=run != 1)
+            present = rows_present(key_mask_ptr, keys, key_count, partial)
             key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
             scores = product(query_block, tl.trans(key_block))
-            seen = present[None, :]
-            if run != 1:
-                seen = seen & in_band(queries[:, None], keys[None, :], band)
-            scores = tl.where(seen, scores, -float("inf"))
+            scores = seen_only(
+                scores, queries[:, None], keys[None, :], present[None, :], band, partial
+            )
 
             new_max = tl.maximum(running_max, tl.max(scores, 1) * (scale * LOG2_E))
             weights = tl.exp2(scores * (scale * LOG2_E) - finite(new_max)[:, None])
@@ -265,8 +363,10 @@ def forward_kernel(
             running_max = new_max
 
     normalizer = tl.where(running_sum == 0.0, 1.0, running_sum)  # empty support: 0 / 1
+    log_sum = running_max + tl.log2(normalizer)
+    tl.store(log_sum_ptr + first_row + queries, log_sum, mask=query_present)
+    read_ptr += first_row * value_width
     store_rows(read_ptr, query_start, accumulator / normalizer[:, None], query_present, value_width)
-    tl.store(log_sum_ptr + queries, running_max + tl.log2(normalizer), mask=query_present)
 
 
 @triton.jit
@@ -293,45 +393,40 @@ def query_gradient_kernel(
     key_block_size: tl.constexpr,
 ):
     query_count, key_count, heads, key_heads = counts
-    block_count = tl.cdiv(query_count, query_block_size)
-    query_start = (block_count - 1 - tl.program_id(0) % block_count) * query_block_size
-    row_of_heads = tl.program_id(0) // block_count
-    batch, head = row_of_heads // heads, row_of_heads % heads
+    query_start, batch, head = my_query_block(query_count, heads, query_block_size)
+    first_row = (batch * heads + head).to(tl.int64) * query_count
     query_ptr = head_at(query_ptr, query_steps, batch, head)
     key_ptr = head_at(key_ptr, key_steps, batch, head // (heads // key_heads))
     value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
-    first_row = row_of_heads.to(tl.int64) * query_count
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
 
     queries = query_start + tl.arange(0, query_block_size)
     query_present = queries < query_count
     query_block = load_rows(query_ptr, query_start, query_steps[2], query_present, width)
-    first_read = first_row * value_width
-    grad_read = load_rows(
-        grad_read_ptr + first_read, query_start, value_width, query_present, value_width
-    )
-    read = load_rows(read_ptr + first_read, query_start, value_width, query_present, value_width)
+    read_ptr += first_row * value_width
+    grad_read_ptr += first_row * value_width
+    read = load_rows(read_ptr, query_start, value_width, query_present, value_width)
+    grad_read = load_rows(grad_read_ptr, query_start, value_width, query_present, value_width)
     delta = tl.sum(grad_read.to(arithmetic) * read.to(arithmetic), 1)
     tl.store(delta_ptr + first_row + queries, delta, mask=query_present)
     log_sum = tl.load(log_sum_ptr + first_row + queries, mask=query_present, other=0.0)
-    log_sum = finite(log_sum)
     grad_query = tl.zeros([query_block_size, padded(width)], arithmetic)
 
     query_stop = tl.minimum(query_start + query_block_size, query_count)
-    edges = stretch(query_start, query_stop, band, key_count, key_block_size)
-    for run in tl.static_range(3):
-        for key_start in range(edges[run], edges[run + 1], key_block_size):
+    edges = edges_of(query_start, query_stop, band, key_count, key_block_size)
+    for partial in tl.static_range(2):
+        for step in range(0, tile_count(edges, key_block_size, partial)):
+            key_start = tile_start(edges, step, key_block_size, partial)
             keys = key_start + tl.arange(0, key_block_size)
-            present = keys_present(key_mask_ptr, keys, key_count, partial=run != 1)
+            present = rows_present(key_mask_ptr, keys, key_count, partial)
             key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
             value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
             scores = product(query_block, tl.trans(key_block))
-            seen = present[None, :]
-            if run != 1:
-                seen = seen & in_band(queries[:, None], keys[None, :], band)
-            scores = tl.where(seen, scores, -float("inf"))
-            weights = tl.exp2(scores * (scale * LOG2_E) - log_sum[:, None])
+            scores = seen_only(
+                scores, queries[:, None], keys[None, :], present[None, :], band, partial
+            )
+            weights = tl.exp2(scores * (scale * LOG2_E) - finite(log_sum)[:, None])
             grad_weights = product(grad_read, tl.trans(value_block))
             grad_scores = weights * (grad_weights - delta[:, None])
             grad_query += product(grad_scores.to(key_block.dtype), key_block)
@@ -366,15 +461,15 @@ def key_gradient_kernel(
     query_count, key_count, heads, key_heads = counts
     block_count = tl.cdiv(key_count, key_block_size)
     key_start = tl.program_id(0) % block_count * key_block_size
-    row_of_heads = tl.program_id(0) // block_count
-    batch, key_head = row_of_heads // key_heads, row_of_heads % key_heads
+    batch_and_head = tl.program_id(0) // block_count
+    batch, key_head = batch_and_head // key_heads, batch_and_head % key_heads
     key_ptr = head_at(key_ptr, key_steps, batch, key_head)
     value_ptr = head_at(value_ptr, value_steps, batch, key_head)
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
 
     keys = key_start + tl.arange(0, key_block_size)
-    present = keys_present(key_mask_ptr, keys, key_count, partial=True)
+    present = rows_present(key_mask_ptr, keys, key_count, partial=True)
     key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
     value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
     grad_key = tl.zeros([key_block_size, padded(width)], arithmetic)
@@ -382,38 +477,34 @@ def key_gradient_kernel(
 
     # Key j is seen by the queries from j - highest to j - lowest.
     key_stop = tl.minimum(key_start + key_block_size, key_count)
-    edges = stretch(key_start, key_stop, (-band[1], -band[0]), query_count, query_block_size)
+    edges = edges_of(key_start, key_stop, (-band[1], -band[0]), query_count, query_block_size)
     group = heads // key_heads
-    for member in range(group):
-        head = key_head * group + member
-        head_ptr = head_at(query_ptr, query_steps, batch, head)
-        first_row = (batch * heads + head).to(tl.int64) * query_count
-        for run in tl.static_range(3):
-            for query_start in range(edges[run], edges[run + 1], query_block_size):
-                queries = query_start + tl.arange(0, query_block_size)
-                query_present = keys_present(None, queries, query_count, partial=run != 1)
-                query_block = load_rows(head_ptr, query_start, query_steps[2], query_present, width)
-                grad_read = load_rows(
-                    grad_read_ptr + first_row * value_width,
-                    query_start,
-                    value_width,
-                    query_present,
-                    value_width,
-                )
-                log_sum = tl.load(log_sum_ptr + first_row + queries, mask=query_present, other=0.0)
-                delta = tl.load(delta_ptr + first_row + queries, mask=query_present, other=0.0)
-                scores = product(key_block, tl.trans(query_block))
-                seen = present[:, None]
-                if run != 1:
-                    seen = seen & in_band(queries[None, :], keys[:, None], band)
-                scores = tl.where(seen, scores, -float("inf"))
-                weights = tl.exp2(scores * (scale * LOG2_E) - finite(log_sum)[None, :])
-                grad_value += product(weights.to(grad_read.dtype), grad_read)
-                grad_weights = product(value_block, tl.trans(grad_read))
-                grad_scores = weights * (grad_weights - delta[None, :])
-                grad_key += product(grad_scores.to(query_block.dtype), query_block)
+    for partial in tl.static_range(2):
+        tiles = tile_count(edges, query_block_size, partial)
+        for step in range(0, group * tiles):
+            head = key_head * group + step // tiles
+            query_start = tile_start(edges, step % tiles, query_block_size, partial)
+            queries = query_start + tl.arange(0, query_block_size)
+            query_present = rows_present(None, queries, query_count, partial)
+            head_ptr = head_at(query_ptr, query_steps, batch, head)
+            query_block = load_rows(head_ptr, query_start, query_steps[2], query_present, width)
+            first_row = (batch * heads + head).to(tl.int64) * query_count
+            grad_ptr = grad_read_ptr + first_row * value_width
+            grad_read = load_rows(grad_ptr, query_start, value_width, query_present, value_width)
+            log_sum = tl.load(log_sum_ptr + first_row + queries, mask=query_present, other=0.0)
+            delta = tl.load(delta_ptr + first_row + queries, mask=query_present, other=0.0)
 
-    first_key = row_of_heads.to(tl.int64) * key_count
+            scores = product(key_block, tl.trans(query_block))
+            scores = seen_only(
+                scores, queries[None, :], keys[:, None], present[:, None], band, partial
+            )
+            weights = tl.exp2(scores * (scale * LOG2_E) - finite(log_sum)[None, :])
+            grad_value += product(weights.to(grad_read.dtype), grad_read)
+            grad_weights = product(value_block, tl.trans(grad_read))
+            grad_scores = weights * (grad_weights - delta[None, :])
+            grad_key += product(grad_scores.to(query_block.dtype), query_block)
+
+    first_key = batch_and_head.to(tl.int64) * key_count
     in_tensor = keys < key_count
     store_rows(grad_key_ptr + first_key * width, key_start, grad_key * scale, in_tensor, width)
     store_rows(
@@ -511,16 +602,32 @@ def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
 def tile(
     kernel: str, width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None
 ) -> dict:
-    """The compile-time choices: rows and columns of a tile, warps, stages of the pipeline.
+    """The compile-time choices for one of the three kernels, by the widths and the chip.
 
-    `kernel` is "forward", "query gradient" or "key gradient"; `shared_memory` the bytes that a
-    program may use on the chip, None in the interpreter.
+    `shared_memory` is what a program may use there, in bytes; None is the interpreter.
+    Raises ValueError where no tile fits.
     """
-    query_block_size, key_block_size, num_warps, num_stages = INTERPRETED_TILE
-    return {
-        "arithmetic": tl.float64 if dtype == torch.float64 else tl.float32,
-        "query_block_size": query_block_size,
-        "key_block_size": key_block_size,
-        "num_warps": num_warps,
-        "num_stages": num_stages,
-    }
+    found = INTERPRETED_TILE if shared_memory is None else None
+    for least, widest, *choices in () if found else TILES[kernel, dtype.itemsize]:
+        if shared_memory >= least and max(width, value_width) <= widest:
+            found = choices
+            break
+    if found is None:
+        raise ValueError(
+            f"no tile of {max(width, value_width)} columns of {str(dtype).removeprefix('torch.')} "
+            f"fits a chip with {shared_memory} bytes of shared memory a program ({kernel}); "
+            "use the PyTorch form"
+        )
+    names = ("query_block_size", "key_block_size", "num_warps", "num_stages")
+    arithmetic = tl.float64 if dtype == torch.float64 else tl.float32
+    return {"arithmetic": arithmetic} | dict(zip(names, found, strict=True))
+
+
+def fits(width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None) -> bool:
+    """Whether all three kernels have a tile for these widths on a chip with this memory."""
+    try:
+        for kernel in ("forward", "query gradient", "key gradient"):
+            tile(kernel, width, value_width, dtype, shared_memory)
+    except ValueError:
+        return False
+    return True

@@ -144,11 +144,12 @@ def launches() -> Iterator[Launch]:
         (torch.bfloat16, 64, 64),
         (torch.bfloat16, 128, 128),
         (torch.bfloat16, 256, 256),
-        (torch.bfloat16, 80, 40),
         (torch.float32, 64, 64),
         (torch.float64, 64, 64),
     ]:
         for chip, shared_memory in SHARED_MEMORY.items():
+            if dtype == torch.float64 and chip == 86:
+                continue  # it has no matrix units for float64: it runs there, and spills
             for name, compiled in [
                 ("forward", forward_kernel),
                 ("query gradient", query_gradient_kernel),
@@ -257,6 +258,7 @@ PROOF = Proof(
     launches=tuple(launches()),
     timed_cases=timed_cases,
     bytes_moved=bytes_moved,
+    timed_dtypes=(torch.bfloat16, torch.float16),
     operations=operations,
     peers=peers,
 )

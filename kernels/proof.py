@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-KERNELS = ("masked_softmax", "split_decode")
+KERNELS = ("flash_attention", "masked_softmax", "split_decode")
 
 
 @dataclass(frozen=True)
