@@ -1,4 +1,4 @@
-"""Directives that write pages from data: the map, the atlas, the ledger, the budget, the sources.
+"""Directives that write pages from data: the map, the atlas, the ledger, the kernels, the sources.
 
 Each is one line in a page of the book, such as `{atlas-map}`, and becomes plain HTML when the site
 is built. Pages that use one are built anew each time, because their data may have changed.
@@ -8,6 +8,7 @@ from atlas_map import atlas_map
 from atlas_table import chapter_list, mechanism_table, paper_table
 from budget_table import budget_table
 from docutils import nodes
+from kernel_results import kernel_results
 from ledger_cards import ledger_cards
 from pdf_link import pdf_link
 from sources_list import source_anchors, sources_list
@@ -20,6 +21,7 @@ PAGES = {
     "chapter-list": chapter_list,
     "ledger-cards": ledger_cards,
     "budget-table": budget_table,
+    "kernel-results": kernel_results,
     "sources-list": sources_list,
     "pdf-link": pdf_link,
 }
