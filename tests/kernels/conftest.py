@@ -12,4 +12,5 @@ if importlib.util.find_spec("triton") is None:
         "test_gpu_script.py",
         "test_interpreter_gate.py",
         "test_masked_softmax.py",
+        "test_split_decode_kernel.py",
     ]
