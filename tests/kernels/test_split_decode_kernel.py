@@ -61,16 +61,16 @@ def test_its_parts_and_their_merge_are_those_of_the_pytorch_form(splits):
     assert same(merged.view(2, 2, 2, 5), pytorch_form(query, key, value, enable_gqa=True))
 
 
-def test_rows_beyond_the_filling_are_never_read():
+@pytest.mark.parametrize("query_offset", [None, 160])
+def test_rows_beyond_the_filling_are_never_read(query_offset):
     query, key, value = draw(2, 200)
-    filled = torch.tensor([140, 0])
-    wanted = split_decode(query, key, value, lengths=filled, splits=2)
-    for b, length in enumerate(filled):
+    options = {"lengths": torch.tensor([140, 0]), "query_offset": query_offset}
+    for b, length in enumerate(options["lengths"]):
         key[b, :, length:] = torch.nan
         value[b, :, length:] = torch.nan
-    got = split_decode(query, key, value, lengths=filled, splits=2)
-    assert torch.equal(got, wanted)
-    assert not got[1].any() and got[0].any()
+    got = split_decode(query, key, value, splits=2, **options)
+    assert same(got, pytorch_form(query, key, value, enable_gqa=True, **options))
+    assert got[0].any() and not got[1].any()
 
 
 def test_a_token_at_a_time_gives_the_rows_of_causal_attention():
