@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADS, LENGTH, WIDTH = 8, 8192, 64
+CACHE = 65536
 MEGABYTE = 2**20
 
 
@@ -28,6 +29,12 @@ def main() -> None:
         f"  chunked form, extra memory at its peak: {extra / MEGABYTE:.0f} MB, "
         f"{100 * extra / matrix:.1f} % of the {matrix / MEGABYTE:.0f} MB of the weights"
     )
+    print(f"decoding, one query, {HEADS} heads, M = {CACHE}, D = {WIDTH}, float32")
+    for name, sdpa, split in zip(DECODED, *decoding(), strict=True):
+        print(
+            f"  {name}: PyTorch's SDPA {1e3 * sdpa:.1f} ms, in parts {1e3 * split:.1f} ms: "
+            f"ratio {split / sdpa:.2f}"
+        )
     print(f"importing attnlib after torch: {measured('import_seconds'):.2f} s")
     print(f"the built site: {site_megabytes():.1f} MB")
 
@@ -56,6 +63,39 @@ def seconds(form: str, repeats: int = 3) -> float:
             forms[form](*tensors)
             best = min(best, time.perf_counter() - start)
     return best
+
+
+DECODED = ("a whole cache", "a view of a longer cache")
+
+
+def decoding(repeats: int = 40) -> tuple[list[float], list[float]]:
+    """Seconds of SDPA and of split decoding for each cache: the best of runs that take turns."""
+    import torch
+
+    from attnlib import split_decode
+
+    torch.manual_seed(0)
+    query = torch.randn(1, HEADS, 1, WIDTH)
+    key, value = (torch.randn(1, HEADS, CACHE, WIDTH) for _ in range(2))
+    longer = [torch.zeros(1, HEADS, CACHE + 100, WIDTH) for _ in range(2)]
+    for rows, tensor in zip(longer, (key, value), strict=True):
+        rows[..., :CACHE, :] = tensor
+    views = [rows[..., :CACHE, :] for rows in longer]
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    runs = [
+        lambda form=form, cache=cache: form(query, *cache)
+        for form in (sdpa, split_decode)
+        for cache in ((key, value), views)
+    ]
+    best = [math.inf] * len(runs)
+    with torch.no_grad():
+        for _ in range(repeats):
+            for number, run in enumerate(runs):
+                start = time.perf_counter()
+                run()
+                best[number] = min(best[number], time.perf_counter() - start)
+    return best[:2], best[2:]
 
 
 def extra_memory() -> float:
