@@ -18,8 +18,9 @@ keys from i + lowest to i + highest. A band meets each row of tiles in one stret
 
     skipped | partial | full  full  full | partial | skipped
 
-Only a partial tile needs a mask. Skipped tiles are never visited, so causal attention costs
-half and a window of W keys costs N W.
+Skipped tiles are never visited, so causal attention costs half and a window of W keys costs
+N W. Only a partial tile needs a mask. Sums do not mind their order, so a program visits its full
+tiles first and the partial ones of both edges after them: `for partial in (0, 1)`.
 
 What one program does. Forward: one query block of one head. It holds its queries, walks over the
 key blocks and folds each tile into running_max, running_sum and accumulator (the sum of values so
@@ -67,53 +68,6 @@ from torch.autograd.function import once_differentiable
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 
-# Tiles by kernel and bytes a number, as the offline compiler finds them: the largest without
-# spilled registers. Least shared memory, widest row; query block, key block, warps, stages.
-# The first line that suits counts. 232,448 bytes are Hopper, 101,376 the smallest Ampere.
-TILES = {
-    ("forward", 2): [
-        (232_448, 128, 128, 128, 8, 3),
-        (232_448, 256, 128, 32, 8, 2),
-        (101_376, 64, 128, 64, 8, 3),
-        (101_376, 128, 128, 32, 8, 2),
-        (101_376, 256, 64, 32, 8, 2),
-    ],
-    ("query gradient", 2): [
-        (232_448, 64, 128, 64, 8, 3),
-        (232_448, 128, 128, 64, 8, 2),
-        (232_448, 256, 128, 32, 8, 2),
-        (101_376, 64, 128, 64, 8, 3),
-        (101_376, 128, 128, 32, 8, 2),
-        (101_376, 256, 32, 32, 4, 2),
-    ],
-    ("key gradient", 2): [
-        (232_448, 64, 64, 128, 8, 3),
-        (232_448, 128, 32, 128, 8, 2),
-        (101_376, 64, 32, 128, 8, 2),
-        (101_376, 128, 32, 64, 8, 2),
-        (101_376, 256, 32, 32, 8, 2),
-    ],
-    ("forward", 4): [
-        (101_376, 64, 64, 32, 8, 2),
-        (101_376, 128, 32, 16, 8, 1),
-        (101_376, 256, 16, 16, 4, 1),
-    ],
-    ("query gradient", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
-    ("key gradient", 4): [(101_376, 64, 32, 32, 8, 1), (101_376, 256, 16, 16, 8, 1)],
-    ("forward", 8): [(101_376, 64, 32, 32, 4, 1), (101_376, 256, 16, 16, 4, 1)],
-    ("query gradient", 8): [
-        (101_376, 64, 32, 32, 4, 1),
-        (101_376, 128, 16, 16, 8, 1),
-        (166_912, 256, 16, 16, 8, 1),
-    ],
-    ("key gradient", 8): [
-        (101_376, 64, 32, 32, 8, 1),
-        (101_376, 128, 16, 16, 8, 1),
-        (166_912, 256, 16, 16, 8, 1),
-    ],
-}
-INTERPRETED_TILE = (128, 64, 4, 2)  # the interpreter's cost is per operation, not per number
-
 
 def flash_attention(
     query: Tensor,
@@ -160,8 +114,8 @@ def flash_attention(
         tensors["key_mask"] = key_mask
     check_device(forward_kernel, **tensors)
     if key_mask is not None:
-        batch = math.prod(key.shape[:-3])
-        key_mask = key_mask.expand(*key.shape[:-3], key.shape[-2]).reshape(batch, -1).contiguous()
+        batch, keys = math.prod(key.shape[:-3]), key.shape[-2]
+        key_mask = key_mask.expand(*key.shape[:-3], keys).reshape(batch, keys).contiguous()
     band = band_of(query.shape[-2], key.shape[-2], is_causal, query_offset, window)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     folded = (batch_and_heads(tensor) for tensor in (query, key, value))
@@ -599,6 +553,42 @@ def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# Tiles by kernel and bytes a number: least shared memory of the chip, widest row, then query
+# block, key block, warps, stages. The first line that suits counts. Those for 2 bytes are the
+# largest tried that spill no registers when compiled for Hopper (232,448) and Ampere (101,376).
+TILES = {
+    ("forward", 2): [
+        (232_448, 128, 128, 128, 8, 3),
+        (232_448, 256, 128, 32, 8, 2),
+        (101_376, 64, 128, 64, 8, 3),
+        (101_376, 128, 128, 32, 8, 2),
+        (101_376, 256, 64, 32, 8, 2),
+    ],
+    ("query gradient", 2): [
+        (232_448, 64, 128, 64, 8, 3),
+        (232_448, 128, 128, 64, 8, 2),
+        (232_448, 256, 128, 32, 8, 2),
+        (101_376, 64, 128, 64, 8, 3),
+        (101_376, 128, 128, 32, 8, 2),
+        (101_376, 256, 32, 32, 4, 2),
+    ],
+    ("key gradient", 2): [
+        (232_448, 64, 64, 128, 8, 3),
+        (232_448, 128, 32, 128, 8, 2),
+        (101_376, 64, 32, 128, 8, 2),
+        (101_376, 128, 32, 64, 8, 2),
+        (101_376, 256, 32, 32, 8, 2),
+    ],
+    ("forward", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 4, 1)],
+    ("query gradient", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
+    ("key gradient", 4): [(101_376, 64, 32, 32, 8, 1), (101_376, 256, 16, 16, 8, 1)],
+    ("forward", 8): [(101_376, 64, 32, 32, 4, 1), (101_376, 256, 16, 16, 4, 1)],
+    ("query gradient", 8): [(101_376, 64, 32, 32, 4, 1), (166_912, 256, 16, 16, 8, 1)],
+    ("key gradient", 8): [(101_376, 64, 32, 32, 8, 1), (166_912, 256, 16, 16, 8, 1)],
+}
+INTERPRETED_TILE = (128, 64, 4, 2)  # the interpreter's cost is per operation, not per number
+
+
 def tile(
     kernel: str, width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None
 ) -> dict:
@@ -607,20 +597,24 @@ def tile(
     `shared_memory` is what a program may use there, in bytes; None is the interpreter.
     Raises ValueError where no tile fits.
     """
-    found = INTERPRETED_TILE if shared_memory is None else None
-    for least, widest, *choices in () if found else TILES[kernel, dtype.itemsize]:
-        if shared_memory >= least and max(width, value_width) <= widest:
-            found = choices
-            break
-    if found is None:
+    wider = max(width, value_width)
+    if shared_memory is None:
+        suitable = [INTERPRETED_TILE]
+    else:
+        suitable = [
+            choices
+            for least, widest, *choices in TILES[kernel, dtype.itemsize]
+            if shared_memory >= least and wider <= widest
+        ]
+    if not suitable:
         raise ValueError(
-            f"no tile of {max(width, value_width)} columns of {str(dtype).removeprefix('torch.')} "
+            f"no tile of {wider} columns of {str(dtype).removeprefix('torch.')} "
             f"fits a chip with {shared_memory} bytes of shared memory a program ({kernel}); "
             "use the PyTorch form"
         )
     names = ("query_block_size", "key_block_size", "num_warps", "num_stages")
     arithmetic = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"arithmetic": arithmetic} | dict(zip(names, found, strict=True))
+    return {"arithmetic": arithmetic} | dict(zip(names, suitable[0], strict=True))
 
 
 def fits(width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None) -> bool:
