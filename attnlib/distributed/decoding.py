@@ -146,7 +146,8 @@ def ring_decode(
     In each of p - 1 rounds every process sends the block that it has to the next and reads the one
     that comes from the previous. Shapes and errors as in `tree_decode`; blocks travel in their own
     dtype. Cost for each process: time N p M (D + E), p - 1 rounds of M key heads (D + E) numbers.
-    Source: the baseline of Shyam et al. (2024), section 6.3, eq. 10, which counts p rounds.
+    Source: the baseline of Shyam et al. (2024), section 6.3; their eq. 10 counts p blocks, of which
+    a process has one already.
     """
     cards = decoding_cards(query, key_shard, value_shard, scale, enable_gqa, group)
     traffic = Traffic() if traffic is None else traffic

@@ -20,6 +20,9 @@ ALONE = (
     "    torchrun --standalone --nproc-per-node 4 -m attnlib.distributed"
 )
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+"""The network device by which the processes of one machine reach each other."""
+
 
 def launched() -> bool:
     """Whether torchrun started this process."""
@@ -31,13 +34,17 @@ def joined(seconds: float = 60.0) -> Iterator[None]:
     """Be one of the processes of a torchrun while the block lasts.
 
     No exchange inside waits longer than `seconds` for another process. Raises RuntimeError outside
-    torchrun, ValueError for a time limit that is not positive.
+    torchrun, ConnectionError where not all processes join, ValueError for a time limit that is not
+    positive.
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     if not launched():
         raise RuntimeError(ALONE)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    except RuntimeError as error:
+        raise ConnectionError(f"not all processes joined in {seconds} seconds ({error})") from error
     try:
         yield
     finally:
@@ -85,8 +92,7 @@ def start(program: list[str], processes: int, seconds: float) -> str:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr"]
     command += ["127.0.0.1", f"--nproc-per-node={processes}", *program]
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback} | os.environ
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK} | os.environ
     # Into files: a pipe would stay open for as long as any of the processes holds it.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         launcher = subprocess.Popen(command, env=environment, stdout=printed, stderr=errors)

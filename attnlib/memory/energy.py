@@ -5,7 +5,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attnlib.checks import check_attention, check_count, check_dtype, check_mask, check_scale
-from attnlib.memory.partial_read import finite
 from attnlib.score.compare import dot_product
 from attnlib.support import allowed_keys, index_grid
 
@@ -32,7 +31,8 @@ def energy(
     Shapes: as in `attend`, and a source z_i of the width of a value for each query. A row whose
     support is empty has energy minus infinity and derivative zero. Cost: N M (D + E).
     Raises ValueError or TypeError naming the argument that does not fit.
-    Source: Shyam et al. (2024), section 4 (there with the sign and the scale left out).
+    Source: Shyam et al. (2024), observation 1, eqs. 5 and 6, there without the scale. As the
+    logarithm of a moment generating function it generates cumulants: mean, then covariance.
     """
     check_attention(query, key, value)
     check_dtype("source", source, query)
@@ -48,12 +48,4 @@ def energy(
         check_mask(attn_mask, scores.shape)
     where = index_grid(query, key.shape[-2], query_offset)
     allowed = allowed_keys(where, None, attn_mask, is_causal)
-    return log_total(scores.masked_fill(~allowed, -torch.inf))
-
-
-def log_total(scores: Float[Tensor, "*batch N M"]) -> Float[Tensor, "*batch N"]:
-    """log sum_j e^{s_j}, with derivative zero (not NaN) where every score is minus infinity."""
-    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)
-    highest = torch.cat((scores.detach(), nothing), dim=-1).amax(-1)
-    total = torch.exp(scores - finite(highest)[..., None]).sum(-1)
-    return torch.where(total > 0, finite(highest) + total.masked_fill(total == 0, 1).log(), highest)
+    return torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), dim=-1)

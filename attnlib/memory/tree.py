@@ -27,7 +27,7 @@ def merge_tree(parts: Sequence[PartialRead]) -> tuple[PartialRead, int]:
 
     In each round neighbors merge pairwise; a last one without a neighbor waits for the next round.
     Raises ValueError where there are no parts.
-    Source: Shyam et al. (2024), section 4: a reduction by an associative operation in a tree.
+    Source: Shyam et al. (2024), theorem 1: N/p + log p steps for an associative reduction.
     """
     if not parts:
         raise ValueError("parts must hold at least one PartialRead, got none")
@@ -79,7 +79,7 @@ def tree_attention(
 
     Shapes as in `attend`. Cost: time N M (D + E); memory N M / p for the scores of one shard and
     p N (E + 2) for the parts, N M where gradients are wanted.
-    Source: Shyam et al. (2024), section 5. Derived in chapter 1.4.
+    Source: Shyam et al. (2024), section 5 and algorithm 3. Derived in chapter 1.4.
     """
     check_attention(query, key, value, enable_gqa)
     check_scale(scale)

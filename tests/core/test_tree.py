@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from attnlib import attend, tree_attention
 from attnlib.memory import PartialRead, empty_read, energy, finish, merge, merge_tree, partial_read
+from attnlib.score import alibi
+from attnlib.support import sink
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)
 LENGTHS = [1, 15, 63, 100, 257]
@@ -133,6 +135,14 @@ def test_the_number_of_shards_does_not_change_the_read(length, shards):
     offset = max(0, length - 5)
     options = {"is_causal": True, "query_offset": offset}
     assert close(tree_attention(*inputs, shards=shards, **options), attend(*inputs, **options))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_each_shard_gets_its_own_columns_of_a_mask_a_support_and_a_score_change(length):
+    inputs = draw((2, 2, 5, 4), (2, 2, length, 4), (2, 2, length, 3), seed=length)
+    mask = torch.rand(2, 2, 5, length, generator=torch.Generator().manual_seed(length)) < 0.5
+    options = {"attn_mask": mask, "support": sink(9), "score_mod": alibi(2)}
+    assert close(tree_attention(*inputs, **options), attend(*inputs, **options))
 
 
 def test_the_gradient_of_the_tree_is_that_of_the_dense_read():

@@ -1,4 +1,6 @@
-"""A program for torchrun in which process 1 does not do its part: it leaves, dies or stays silent.
+"""A program for torchrun in which process 1 does not do its part.
+
+It leaves before it joins ("absent") or after ("leaves"), dies, or stays silent.
 
 torchrun ... one_process_fails.py HOW SECONDS
 """
@@ -14,6 +16,8 @@ import torch.distributed as dist
 from attnlib.distributed import joined, tree_decode
 
 how, seconds = sys.argv[1], float(sys.argv[2])
+if how == "absent" and os.environ["RANK"] == "1":
+    sys.exit(0)
 with joined(seconds):
     if dist.get_rank() == 1:
         if how == "leaves":

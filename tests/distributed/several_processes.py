@@ -2,6 +2,7 @@
 
 import datetime
 import multiprocessing
+import os
 import tempfile
 import time
 import traceback
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from attnlib.distributed.processes import LOOPBACK
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["pytest", "attnlib.distributed"])
@@ -50,16 +53,15 @@ def in_processes(count, function, *arguments, seconds=20.0):
 
 
 def work(rank, count, folder, seconds, answers, function, arguments):
-    """One process: join the group through a file, run the function, send its result home."""
+    """One process: once all have joined through a file, run the function, send its result home."""
     torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    limit = datetime.timedelta(seconds=seconds)
+    store = dist.FileStore(str(Path(folder) / "group"), count)
     try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{Path(folder) / 'group'}",
-            rank=rank,
-            world_size=count,
-            timeout=datetime.timedelta(seconds=seconds),
-        )
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
+        store.set(f"joined {rank}", "")
+        store.wait([f"joined {other}" for other in range(count)], limit)
         answers.put((rank, function(rank, *arguments)))
     except Exception as error:
         error.add_note(traceback.format_exc())

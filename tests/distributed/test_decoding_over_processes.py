@@ -11,6 +11,8 @@ from attnlib import attend
 from attnlib.distributed import Traffic, all_reduce_decode, chain_decode, ring_decode, tree_decode
 from attnlib.memory.tree import shard_slices
 
+pytestmark = pytest.mark.processes
+
 HEADS, KEY_HEADS, QUERIES, DIM, WIDTH = 4, 2, 2, 6, 5
 COUNTED = (tree_decode, chain_decode, ring_decode)
 WAYS = (*COUNTED, all_reduce_decode)

@@ -9,6 +9,8 @@ from attnlib import attend
 from attnlib.distributed import Traffic, ring_attention
 from attnlib.memory.tree import shard_slices
 
+pytestmark = pytest.mark.processes
+
 HEADS, DIM, WIDTH = 2, 6, 5
 CASES = [(1, 15), (2, 63), (3, 100), (4, 63), (8, 100), (4, 3)]
 

@@ -17,6 +17,8 @@ from attnlib.distributed import (
     tree_decode,
 )
 
+pytestmark = pytest.mark.processes
+
 WAYS = [tree_decode, all_reduce_decode, chain_decode, ring_decode, ring_attention]
 LIMIT = 10.0
 SHORT = 3.0
