@@ -227,6 +227,7 @@ NOTHING = {
     "key_mask": None,
     "scale": None,
 }
+FIRST_WHOLE = torch.arange(20) < torch.tensor([[20], [13]])
 PADDED = torch.arange(20) < torch.tensor([[13], [20]])
 PROBLEMS = {
     "full": ((20, 20), NOTHING),
@@ -234,12 +235,21 @@ PROBLEMS = {
     "causal, fewer queries": ((7, 20), NOTHING | {"is_causal": True, "query_offset": 13}),
     "causal, more queries": ((25, 20), NOTHING | {"is_causal": True}),
     "one query that sees all": ((1, 20), NOTHING | {"is_causal": True, "query_offset": 19}),
+    "causal, the first query misses one key": (
+        (2, 20),
+        NOTHING | {"is_causal": True, "query_offset": 18},
+    ),
     "window": ((20, 20), NOTHING | {"window": 6}),
     "window of the last query": ((1, 20), NOTHING | {"window": 6, "query_offset": 19}),
     "window as long as the sequence": ((20, 20), NOTHING | {"window": 20}),
+    "window one shorter than the sequence": ((20, 20), NOTHING | {"window": 19}),
     "padding": ((20, 20), NOTHING | {"key_mask": PADDED}),
     "padding for all": ((20, 20), NOTHING | {"key_mask": PADDED[:1]}),
     "causal and padding": ((20, 20), NOTHING | {"is_causal": True, "key_mask": PADDED}),
+    "causal, the second padded": (
+        (20, 20),
+        NOTHING | {"is_causal": True, "key_mask": FIRST_WHOLE},
+    ),
     "scale": ((20, 20), NOTHING | {"scale": 0.3}),
 }
 
@@ -299,3 +309,10 @@ def test_a_backend_that_takes_no_mask_is_given_none_where_none_is_needed(name, c
     )
     peers.attention_peers(query, key, value, **options)["SDPA, math"](query, key, value)
     assert asked == {"scale": None, "enable_gqa": True} | chosen
+
+
+def test_is_causal_is_said_of_squares_alone():
+    square, tall = torch.ones(1, 1, 20, 20).tril().bool(), torch.ones(1, 1, 25, 20).tril().bool()
+    query, key, _ = tensors(25, 20)
+    assert peers.is_plain_causal(query[:, :, :20], key, square)
+    assert not peers.is_plain_causal(query, key, tall)  # forms differ in what they make of it
