@@ -12,5 +12,6 @@ if importlib.util.find_spec("triton") is None:
         "test_gpu_script.py",
         "test_interpreter_gate.py",
         "test_masked_softmax.py",
+        "test_peers_of_kernels.py",
         "test_split_decode_kernel.py",
     ]
