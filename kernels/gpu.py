@@ -23,6 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -82,6 +83,12 @@ def print_limits(machine: dict) -> None:
     print(f"{machine['device']}: copies {machine['copy_bytes_per_second'] / 1e12:.2f} TB/s")
     for name, rate in machine["matrix_operations_per_second"].items():
         print(f"  matrix products in {name}: {rate / 1e12:.0f} TFLOP/s", flush=True)
+
+
+def timed_in(proof, dtypes: list[str]):
+    """The proof with its times in these dtypes only; the gates stay what they are."""
+    kept = [dtype for dtype in proof.timed_dtypes if str(dtype).removeprefix("torch.") in dtypes]
+    return replace(proof, timed_dtypes=tuple(kept))
 
 
 def examine(proof, device, dtypes: tuple, limits, milliseconds: Callable) -> dict:
@@ -144,6 +151,9 @@ def main(words: list[str]) -> int:
         "--kernel", action="append", metavar="NAME", help="only this kernel (may be repeated)"
     )
     parser.add_argument(
+        "--dtype", action="append", metavar="NAME", help="time only this dtype (may be repeated)"
+    )
+    parser.add_argument(
         "--results", type=Path, default=FOLDER / "results", help="folder of the JSON"
     )
     options = parser.parse_args(words)
@@ -162,6 +172,10 @@ def main(words: list[str]) -> int:
     unknown = sorted(set(chosen) - set(proofs))
     if unknown:
         parser.error(f"unknown kernel {', '.join(unknown)}; there are: {', '.join(proofs)}")
+    if options.dtype:
+        proofs = {name: timed_in(proof, options.dtype) for name, proof in proofs.items()}
+        if not any(proofs[name].timed_dtypes for name in chosen):
+            parser.error(f"no kernel is timed in {', '.join(options.dtype)}")
     device = torch.device("cuda")
     limits = measure_limits(device, median_milliseconds)
     machine = describe_machine(device) | describe_limits(limits)

@@ -121,6 +121,25 @@ def test_exit_status_and_file_follow_the_gates(monkeypatch, tmp_path, entry, sta
     assert stored["matrix_operations_per_second"] == {"float32": 1e9}
 
 
+def test_times_may_be_asked_for_in_one_dtype_and_gates_stay(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(gpu, "missing_requirement", lambda: None)
+    monkeypatch.setattr(gpu, "describe_machine", lambda device: machine())
+    monkeypatch.setattr(benchmark, "measure_limits", lambda *arguments: LIMITS)
+    monkeypatch.setattr(
+        gpu,
+        "examine",
+        lambda proof, device, dtypes, *more: (
+            asked.append((proof.timed_dtypes, len(dtypes))) or {"gates": "green"}
+        ),
+    )
+    words = ["--kernel", "masked_softmax", "--results", str(tmp_path), "--dtype"]
+    assert gpu.main([*words, "float32"]) == 0
+    assert asked == [((torch.float32,), 4)]
+    with pytest.raises(SystemExit):
+        gpu.main([*words, "float8"])
+
+
 def test_results_are_written_after_each_kernel(monkeypatch, tmp_path):
     def stops_at_the_second(proof, *arguments):
         if proof.name == "second":
