@@ -363,7 +363,8 @@ def number(value: float, places: int | None = None) -> str:
     elif value == 0 or 1e-3 <= abs(value) < 1e5:
         text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
     else:
-        digits, exponent = f"{value:.2g}".split("e") if value else ("0", "0")
+        digits, exponent = f"{value:.1e}".split("e")
+        digits = digits.removesuffix(".0")
         power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         text = f"10{power}" if digits == "1" else f"{digits} × 10{power}"
     return text.replace("-", "−")

@@ -107,4 +107,18 @@ def why_not_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None) -> st
             "the kernel takes an attn_mask that is the same for all queries and heads, "
             f"such as (batch, 1, 1, M), got {tuple(attn_mask.shape)}"
         )
-    return width_obstacle(query, value)
+    return width_obstacle(query, value) or tile_obstacle(query, value)
+
+
+def tile_obstacle(query: Tensor, value: Tensor) -> str | None:
+    """Why no tile of the kernel fits the chip that holds the query, or None."""
+    from attnlib.kernels.flash_attention import fits
+    from attnlib.kernels.launch import shared_memory_of
+
+    memory = shared_memory_of(query.device)
+    if fits(query.shape[-1], value.shape[-1], query.dtype, memory):
+        return None
+    return (
+        f"no tile of width {max(query.shape[-1], value.shape[-1])} in {query.dtype} fits the "
+        f"{memory} bytes of shared memory of the chip"
+    )

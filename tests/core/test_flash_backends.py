@@ -159,3 +159,12 @@ def test_wrong_options_are_refused_by_name_before_a_form_is_chosen(options, kind
     for backend in ("torch", "triton"):
         with pytest.raises(kind, match=name):
             flash_attention(*draw(9, 15), backend=backend, **options)
+
+
+def test_a_chip_without_room_for_a_tile_is_left_to_pytorch(monkeypatch):
+    launch = importlib.import_module("attnlib.kernels.launch")
+    query, _, value = draw(9, 15)
+    monkeypatch.setattr(launch, "shared_memory_of", lambda device: 10_000)
+    assert "10000 bytes of shared memory" in form.why_not_kernel(query, value, None)
+    monkeypatch.setattr(launch, "shared_memory_of", lambda device: 232_448)
+    assert form.why_not_kernel(query, value, None) is None
