@@ -132,8 +132,8 @@ def test_a_peer_that_raises_is_reported_with_its_reason_and_the_rest_is_timed():
             "Flash attention kernel not used because: (Triggered internally at a.cpp:1.)",
             stacklevel=1,
         )
-        warnings.warn("Expected half. (Triggered internally at /root/b.cpp:2.)", stacklevel=1)
-        raise RuntimeError("No available kernel.\nSee /home/me/file.py")
+        warnings.warn("Expected half. (Triggered internally at /src/b.cpp:2.)", stacklevel=1)
+        raise RuntimeError("No available kernel.\nSee /src/me/file.py")
 
     named = replace(DOUBLING, peers=lambda case: {"refuses": refuses, "agrees": doubled})
     forward, backward, _ = rows_of(named)
