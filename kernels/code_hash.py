@@ -13,14 +13,28 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 
 
+SHARED = ("bands", "tile_choice", "tiles")  # code that becomes part of the kernels that import it
+
+
 def kernel_hash(kernel: str) -> str:
-    """The hash of `<kernel>.py`: what was measured."""
-    return code_hash(FOLDER / f"{kernel}.py")
+    """The hash of `<kernel>.py` and of the shared tile code that it uses: what was measured."""
+    return code_hash(*files_of(kernel))
 
 
 def launches_hash(kernel: str) -> str:
-    """The hash of `<kernel>.py` and `<kernel>_proof.py`: what was compiled, and how."""
-    return code_hash(FOLDER / f"{kernel}.py", FOLDER / f"{kernel}_proof.py")
+    """The hash of the same and of `<kernel>_proof.py`: what was compiled, and how."""
+    return code_hash(*files_of(kernel), FOLDER / f"{kernel}_proof.py")
+
+
+def files_of(kernel: str) -> list[Path]:
+    """`<kernel>.py` and the shared files that it names in an import."""
+    file = FOLDER / f"{kernel}.py"
+    imported = {
+        node.module.rpartition(".")[2]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    return [file, *(FOLDER / f"{name}.py" for name in SHARED if name in imported)]
 
 
 def code_hash(*files: Path) -> str:

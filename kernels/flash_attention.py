@@ -53,6 +53,7 @@ import math
 import torch
 import triton
 import triton.language as tl
+from attnlib.kernels.bands import band_of, edges_of, seen_only, tile_count, tile_start
 from attnlib.kernels.launch import (
     check_attention,
     check_device,
@@ -61,12 +62,23 @@ from attnlib.kernels.launch import (
     check_whole,
     on_device_of,
     readable,
-    shared_memory_of,
+)
+from attnlib.kernels.tile_choice import tile_for
+from attnlib.kernels.tiles import (
+    LOG2_E,
+    arithmetic_of,
+    batch_and_heads,
+    finite,
+    head_at,
+    load_rows,
+    my_query_block,
+    padded,
+    product,
+    rows_present,
+    store_rows,
 )
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 def flash_attention(
@@ -121,141 +133,6 @@ def flash_attention(
     folded = (batch_and_heads(tensor) for tensor in (query, key, value))
     read = FlashAttention.apply(*folded, key_mask, band, scale)
     return read.view(*query.shape[:-1], value.shape[-1])
-
-
-def batch_and_heads(tensor: Tensor) -> Tensor:
-    """(..., H, N, D) as (B, H, N, D): a view where the batch axes fold into one."""
-    heads = tensor.shape[-3] if tensor.dim() > 2 else 1
-    return tensor.reshape(math.prod(tensor.shape[:-3]), heads, *tensor.shape[-2:])
-
-
-def band_of(
-    queries: int, keys: int, is_causal: bool, query_offset: int, window: int | None
-) -> tuple[int, int]:
-    """(lowest, highest): query i sees the keys from i + lowest to i + highest.
-
-    Where nothing bounds a side, its number is so large that every row reaches past the edge.
-    """
-    highest = query_offset if is_causal or window is not None else keys
-    lowest = -queries if window is None else query_offset - window + 1
-    return tuple(min(max(edge, -queries), keys) for edge in (lowest, highest))
-
-
-@triton.constexpr_function
-def padded(width):
-    """Tiles have a power of two of columns, at least 16: what a matrix unit takes."""
-    return max(16, triton.next_power_of_2(width))
-
-
-@triton.jit
-def my_query_block(query_count, heads, block_size: tl.constexpr):
-    """Where the block of this program starts, its batch entry and its head.
-
-    The last blocks of a head come first: under the causal rule they see the most keys.
-    """
-    block_count = tl.cdiv(query_count, block_size)
-    block = block_count - 1 - tl.program_id(0) % block_count
-    batch_and_head = tl.program_id(0) // block_count
-    return block * block_size, batch_and_head // heads, batch_and_head % heads
-
-
-@triton.jit
-def head_at(ptr, steps, batch, head):
-    """Where the rows of one head start."""
-    return ptr + batch.to(tl.int64) * steps[0] + head.to(tl.int64) * steps[1]
-
-
-@triton.jit
-def places(ptr, start, row_step, present, width: tl.constexpr):
-    """Addresses of the rows start, start + 1, ..., and which of them belong to the tensor."""
-    rows = tl.arange(0, present.shape[0])[:, None]
-    columns = tl.arange(0, padded(width))[None, :]
-    inside = present[:, None]
-    if width < padded(width):
-        inside = inside & (columns < width)
-    return ptr + tl.cast(start, tl.int64) * row_step + (rows * row_step + columns), inside
-
-
-@triton.jit
-def load_rows(ptr, start, row_step, present, width: tl.constexpr):
-    """Rows as a tile: zero where a row is not present, and in the padding."""
-    address, inside = places(ptr, start, row_step, present, width)
-    return tl.load(address, mask=inside, other=0.0)
-
-
-@triton.jit
-def store_rows(ptr, start, tile, present, width: tl.constexpr):
-    """Write the rows of a tile that are present, one after the other."""
-    address, inside = places(ptr, start, width, present, width)
-    tl.store(address, tile.to(ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def rows_present(mask_ptr, rows, count, partial: tl.constexpr):
-    """Which rows of a block there are to read: inside the tensor, and not hidden by the mask."""
-    present = tl.full(rows.shape, True, tl.int1)
-    if partial:
-        present = rows < count
-    if mask_ptr is not None:
-        present = tl.load(mask_ptr + rows, mask=present, other=0) != 0
-    return present
-
-
-@triton.jit
-def seen_only(scores, queries, keys, present, band, partial: tl.constexpr):
-    """The scores, minus infinity where query i does not see key j of i + lowest ... i + highest."""
-    seen = present
-    if partial:
-        seen = seen & (keys >= queries + band[0]) & (keys <= queries + band[1])
-    return tl.where(seen, scores, -float("inf"))
-
-
-@triton.jit
-def edges_of(start, stop, band, count, block_size: tl.constexpr):
-    """Four edges: tiles from the first to the last are seen by some of the rows start ... stop - 1,
-    tiles from the second to the third by all of them. All but the last are the start of a tile.
-    """
-    seen_from = tl.maximum(start + band[0], 0)
-    seen_until = tl.minimum(stop + band[1], count)
-    first = seen_from // block_size * block_size
-    last = tl.where(seen_from < seen_until, seen_until, first)
-    seen_by_all_from = tl.maximum(stop - 1 + band[0], 0)
-    seen_by_all_until = tl.maximum(tl.minimum(start + band[1] + 1, count), 0)
-    full = tl.minimum(tl.cdiv(seen_by_all_from, block_size) * block_size, last)
-    full_until = tl.maximum(seen_by_all_until // block_size * block_size, full)
-    return first, full, full_until, last
-
-
-@triton.jit
-def tile_count(edges, block_size: tl.constexpr, partial: tl.constexpr):
-    """How many tiles of a row of tiles are full, or partial."""
-    first, full, full_until, last = edges
-    full_count = (full_until - full) // block_size
-    return tl.cdiv(last - first, block_size) - full_count if partial else full_count
-
-
-@triton.jit
-def tile_start(edges, number, block_size: tl.constexpr, partial: tl.constexpr):
-    """Where the full tile, or the partial tile, of this number starts."""
-    first, full, full_until, _ = edges
-    if partial:
-        start = first + number * block_size
-        start += tl.where(start < full, 0, full_until - full)  # step over the full ones
-    else:
-        start = full + number * block_size
-    return start
-
-
-@triton.jit
-def finite(maximum):
-    """What exponentials are taken relative to: the maximum, or 0 where no key has been seen."""
-    return tl.where(maximum == -float("inf"), 0.0, maximum)
-
-
-@triton.jit
-def product(left, right):
-    """left @ right; float32 in full precision, not rounded to the 10 bits of tf32."""
-    return tl.dot(left, right, input_precision="ieee")
 
 
 @triton.jit
@@ -489,7 +366,7 @@ class FlashAttention(torch.autograd.Function):
 def read_and_log_sum(query, key, value, key_mask, band, scale) -> tuple[Tensor, Tensor]:
     """o, and l in base 2: minus infinity for a row whose support is empty."""
     batch, heads, queries, _ = query.shape
-    choices = tile_for("forward", query, value)
+    choices = tile_for(TILES, "forward", query, value)
     read = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
     log_sum = torch.empty(query.shape[:-1], dtype=arithmetic_of(query.dtype), device=query.device)
     with on_device_of(query):
@@ -509,8 +386,8 @@ def gradients_of(grad_read, query, key, value, key_mask, read, log_sum, band, sc
         for tensor in (query, key, value)
     )
     delta = torch.empty_like(log_sum)
-    for_queries = tile_for("query gradient", query, value)
-    for_keys = tile_for("key gradient", query, value)
+    for_queries = tile_for(TILES, "query gradient", query, value)
+    for_keys = tile_for(TILES, "key gradient", query, value)
     shared = problem(query, key, value, band, scale)
     with on_device_of(query):
         blocks = triton.cdiv(queries, for_queries["query_block_size"])
@@ -542,20 +419,8 @@ def problem(query: Tensor, key: Tensor, value: Tensor, band: tuple[int, int], sc
     }
 
 
-def tile_for(kernel: str, query: Tensor, value: Tensor) -> dict:
-    """The tile of one of the kernels for these tensors on the device that holds them."""
-    memory = shared_memory_of(query.device)
-    return tile(kernel, query.shape[-1], value.shape[-1], query.dtype, memory)
-
-
-def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
-    """What is summed in: float64 for float64, float32 for all others."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# Tiles by kernel and bytes a number: least shared memory of the chip, widest row, then query
-# block, key block, warps, stages. The first line that suits counts. Those for 2 bytes are the
-# largest tried that spill no registers when compiled for Hopper (232,448) and Ampere (101,376).
+# As `tile_choice` reads them. Those for 2 bytes a number are the largest tried that spill no
+# registers when compiled for Hopper (232,448) and Ampere (101,376).
 TILES = {
     ("forward", 2): [
         (232_448, 128, 128, 128, 8, 3),
@@ -586,42 +451,3 @@ TILES = {
     ("query gradient", 8): [(101_376, 64, 32, 32, 4, 1), (166_912, 256, 16, 16, 8, 1)],
     ("key gradient", 8): [(101_376, 64, 32, 32, 8, 1), (166_912, 256, 16, 16, 8, 1)],
 }
-INTERPRETED_TILE = (128, 64, 4, 2)  # the interpreter's cost is per operation, not per number
-
-
-def tile(
-    kernel: str, width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None
-) -> dict:
-    """The compile-time choices for one of the three kernels, by the widths and the chip.
-
-    `shared_memory` is what a program may use there, in bytes; None is the interpreter.
-    Raises ValueError where no tile fits.
-    """
-    wider = max(width, value_width)
-    if shared_memory is None:
-        suitable = [INTERPRETED_TILE]
-    else:
-        suitable = [
-            choices
-            for least, widest, *choices in TILES[kernel, dtype.itemsize]
-            if shared_memory >= least and wider <= widest
-        ]
-    if not suitable:
-        raise ValueError(
-            f"no tile of {wider} columns of {str(dtype).removeprefix('torch.')} "
-            f"fits a chip with {shared_memory} bytes of shared memory a program ({kernel}); "
-            "use the PyTorch form"
-        )
-    names = ("query_block_size", "key_block_size", "num_warps", "num_stages")
-    arithmetic = tl.float64 if dtype == torch.float64 else tl.float32
-    return {"arithmetic": arithmetic} | dict(zip(names, suitable[0], strict=True))
-
-
-def fits(width: int, value_width: int, dtype: torch.dtype, shared_memory: int | None) -> bool:
-    """Whether all three kernels have a tile for these widths on a chip with this memory."""
-    try:
-        for kernel in ("forward", "query gradient", "key gradient"):
-            tile(kernel, width, value_width, dtype, shared_memory)
-    except ValueError:
-        return False
-    return True

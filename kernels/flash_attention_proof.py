@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 
 import torch
+from attnlib.kernels.bands import band_of
+from attnlib.kernels.dense_forms import band_support, softmax_attention
 from attnlib.kernels.flash_attention import (
-    band_of,
+    TILES,
     flash_attention,
     forward_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
-    tile,
 )
 from attnlib.kernels.offline_compile import SHARED_MEMORY
 from attnlib.kernels.peers import attention_peers
-from attnlib.kernels.proof import Case, Launch, Proof
+from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of
+from attnlib.kernels.tile_choice import tile
+from attnlib.kernels.tiles import arithmetic_of
 from torch import Tensor
 
 LENGTHS = (1, 15, 63, 100, 257)
@@ -25,40 +28,9 @@ def kernel(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
-    """The definition in plain torch, with all N x M weights; zero for a row with empty support."""
-    if query.dim() > 2:
-        group = query.shape[-3] // max(1, key.shape[-3])
-        key, value = (tensor.repeat_interleave(group, -3) for tensor in (key, value))
-    scale = options.get("scale") or query.shape[-1] ** -0.5
-    support = support_of(query, key, **{k: v for k, v in options.items() if k != "scale"})
-    scores = torch.where(support, scale * (query @ key.mT), -torch.inf)
-    empty = ~support.any(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(~support, 0.0)
-    return weights @ value
-
-
-def support_of(
-    query: Tensor,
-    key: Tensor,
-    is_causal: bool = False,
-    query_offset: int = 0,
-    window: int | None = None,
-    key_mask: Tensor | None = None,
-) -> Tensor:
-    """Which query sees which key, as a table that broadcasts to the scores."""
-    position = torch.arange(query.shape[-2], device=query.device)[:, None] + query_offset
-    keys = torch.arange(key.shape[-2], device=query.device)
-    support = torch.ones(len(position), len(keys), dtype=torch.bool, device=query.device)
-    if is_causal or window is not None:
-        support = keys <= position
-    if window is not None:
-        support = support & (keys > position - window)
-    if key_mask is not None:
-        key_mask = key_mask.expand(*key.shape[:-3], len(keys))
-        heads_and_queries = (1,) * (query.dim() - key_mask.dim())
-        shape = (*key_mask.shape[:-1], *heads_and_queries, len(keys))
-        support = support & key_mask.reshape(shape)
-    return support
+    """The definition in plain torch."""
+    support = band_support(query, key, **{k: v for k, v in options.items() if k != "scale"})
+    return softmax_attention(query, key, value, support, options.get("scale"))
 
 
 def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -155,7 +127,7 @@ def launches() -> Iterator[Launch]:
                 ("query gradient", query_gradient_kernel),
                 ("key gradient", key_gradient_kernel),
             ]:
-                choices = tile(name, width, value_width, dtype, shared_memory)
+                choices = tile(TILES, name, width, value_width, dtype, shared_memory)
                 warps, stages = choices.pop("num_warps"), choices.pop("num_stages")
                 constants = choices | {
                     "key_mask_ptr": None,
@@ -163,30 +135,24 @@ def launches() -> Iterator[Launch]:
                     "width": width,
                     "value_width": value_width,
                 }
-                types = types_of(compiled.arg_names, constants, dtype)
+                types = types_of(compiled.arg_names, constants, dtype, special_types(dtype))
                 label = f"{name}, {types['query_ptr'][1:5]}, D {width} E {value_width}, sm_{chip}"
                 yield Launch(label, compiled, types, constants, warps, stages, chips=(chip,))
 
 
-def types_of(names: list[str], constants: dict, dtype: torch.dtype) -> dict:
-    """The type of each argument, as Triton writes it; ":16" is a multiple of 16."""
-    numbers = {
-        torch.float64: "*fp64:16",
-        torch.float32: "*fp32:16",
-        torch.float16: "*fp16:16",
-        torch.bfloat16: "*bf16:16",
-    }
-    sums = numbers[torch.float64 if dtype == torch.float64 else torch.float32]
-    special = {
+def special_types(dtype: torch.dtype) -> dict:
+    """Arguments that are no pointers to numbers of this dtype; steps are multiples of 16."""
+    sums = POINTERS[arithmetic_of(dtype)]
+    steps = ("i32:16",) * 3
+    return {
         "log_sum_ptr": sums,
         "delta_ptr": sums,
-        "query_steps": ("i32:16",) * 3,
-        "key_steps": ("i32:16",) * 3,
-        "value_steps": ("i32:16",) * 3,
+        "query_steps": steps,
+        "key_steps": steps,
+        "value_steps": steps,
         "counts": ("i32",) * 4,
         "band": ("i32",) * 2,
     }
-    return {name: special.get(name, numbers[dtype]) for name in names if name not in constants}
 
 
 def timed_cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:

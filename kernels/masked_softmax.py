@@ -29,6 +29,7 @@ import torch
 import triton
 import triton.language as tl
 from attnlib.kernels.launch import check_device, check_dtype, check_support, on_device_of, readable
+from attnlib.kernels.tiles import finite
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -71,12 +72,6 @@ def scores_in_support(
     scores = tl.load(scores_ptr + key_block, mask=in_row, other=0.0).to(arithmetic)
     in_support = tl.load(support_ptr + key_block * support_key_step, mask=in_row, other=False)
     return tl.where(in_support, scores, -float("inf"))
-
-
-@triton.jit
-def finite(running_max):
-    """What exponentials are taken relative to: the maximum, or 0 while no key has been seen."""
-    return tl.where(running_max == -float("inf"), 0.0, running_max)
 
 
 @triton.jit

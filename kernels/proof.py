@@ -7,12 +7,18 @@ tests, the offline compiler and the GPU benchmark all read it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 KERNELS = ("flash_attention", "masked_softmax", "split_decode")
+POINTERS = {
+    torch.float64: "*fp64:16",
+    torch.float32: "*fp32:16",
+    torch.float16: "*fp16:16",
+    torch.bfloat16: "*bf16:16",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,15 @@ class Proof:
     timed_dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
     operations: Callable[..., dict[str, int]] | None = None
     peers: Callable[[Case], dict[str, Callable]] | None = None
+
+
+def types_of(names: Iterable[str], constants: dict, dtype: torch.dtype, special: dict) -> dict:
+    """The type of each argument of a launch that is no constant, as Triton writes it.
+
+    `special` names those that are not a pointer to numbers of `dtype`. Pointers get ":16": torch
+    allocates at multiples of 16.
+    """
+    return {name: special.get(name, POINTERS[dtype]) for name in names if name not in constants}
 
 
 def all_proofs() -> dict[str, Proof]:

@@ -50,6 +50,7 @@ from attnlib.kernels.launch import (
     on_device_of,
     readable,
 )
+from attnlib.kernels.tiles import arithmetic_of, batch_and_heads, finite, padded, product
 from torch import Tensor
 
 LARGEST_SPLITS = 128  # one program of the second kernel holds all parts of a row
@@ -108,12 +109,6 @@ def split_decode(
     return read.to(query.dtype).view(*query.shape[:-1], value.shape[-1])
 
 
-@triton.constexpr_function
-def padded(width):
-    """Tiles have a power of two of columns, at least 16."""
-    return max(16, triton.next_power_of_2(width))
-
-
 @triton.jit
 def load_rows(row_ptrs, present, width: tl.constexpr):
     """The rows that begin at these pointers, as a tile: zero where not present and in padding."""
@@ -122,12 +117,6 @@ def load_rows(row_ptrs, present, width: tl.constexpr):
     if width < padded(width):
         inside = inside & (columns < width)[None, :]
     return tl.load(row_ptrs[:, None] + columns[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def finite(maximum):
-    """What exponentials are taken relative to: the maximum, or 0 where no key has been seen."""
-    return tl.where(maximum == -float("inf"), 0.0, maximum)
 
 
 @triton.jit
@@ -189,7 +178,7 @@ def part_kernel(
         keys = key_start + tl.arange(0, key_block_size)
         present = keys < stop
         key_block = load_rows(key_ptr + keys.to(tl.int64) * key_steps[2], present, width)
-        scores = tl.dot(query_block, tl.trans(key_block), input_precision="ieee") * scale
+        scores = product(query_block, tl.trans(key_block)) * scale
         seen = present[None, :] & (keys[None, :] <= (query + offset)[:, None])
         scores = tl.where(seen, scores, -float("inf"))
 
@@ -200,7 +189,7 @@ def part_kernel(
         value_rows = value_ptr + keys.to(tl.int64) * value_steps[2]
         value_block = load_rows(value_rows, present, value_width)
         accumulator = accumulator * shrink[:, None]
-        accumulator += tl.dot(weights.to(value_block.dtype), value_block, input_precision="ieee")
+        accumulator += product(weights.to(value_block.dtype), value_block)
         running_max = new_max
 
     # Written as (batch, head, query, split): the parts of a row lie next to each other.
@@ -267,7 +256,7 @@ def partial_reads(
         programs = batch * key_heads * row_blocks
         splits = splits_to_fill(programs, keys, processors_of(query.device))
 
-    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    sums = arithmetic_of(query.dtype)
     rows = batch * heads * queries
     highest = torch.empty(rows, splits, dtype=sums, device=query.device)
     total = torch.empty(rows, splits, dtype=sums, device=query.device)
@@ -348,12 +337,6 @@ def processors_of(device: torch.device) -> int:
     if device.type == "cpu":
         return 1  # the interpreter runs one program after the other
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def batch_and_heads(tensor: Tensor) -> Tensor:
-    """(..., H, N, D) as (B, H, N, D): a view where the batch axes fold into one."""
-    heads = tensor.shape[-3] if tensor.dim() > 2 else 1
-    return tensor.reshape(math.prod(tensor.shape[:-3]), heads, *tensor.shape[-2:])
 
 
 def check_no_gradient(**tensors: Tensor) -> None:

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import torch
+from attnlib.kernels.dense_forms import softmax_attention
 from attnlib.kernels.peers import attention_peers
-from attnlib.kernels.proof import Case, Launch, Proof
+from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of
 from attnlib.kernels.split_decode import merge_kernel, part_kernel, split_decode, tile
+from attnlib.kernels.tiles import arithmetic_of
 from torch import Tensor
 
 LENGTHS = (1, 15, 63, 100, 257)
@@ -17,16 +19,9 @@ def kernel(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
-    """The definition in plain torch, with all N x M weights; zero for a query without keys."""
-    if query.dim() > 2:
-        group = query.shape[-3] // key.shape[-3]
-        key, value = (tensor.repeat_interleave(group, -3) for tensor in (key, value))
+    """The definition in plain torch."""
     support = support_of(query, key, options.get("query_offset"), options.get("lengths"))
-    scale = options.get("scale") or query.shape[-1] ** -0.5
-    scores = torch.where(support, scale * (query @ key.mT), -torch.inf)
-    empty = ~support.any(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(~support, 0.0)
-    return weights @ value
+    return softmax_attention(query, key, value, support, options.get("scale"))
 
 
 def support_of(
@@ -129,44 +124,35 @@ def launches() -> Iterator[Launch]:
         }
         if shares_length:
             constants["lengths_ptr"] = None
-        types = types_of(part_kernel.arg_names, constants, dtype)
+        types = types_of(part_kernel.arg_names, constants, dtype, special_types(dtype))
         name = "parts" if shares_length else "parts, lengths"
         label = f"{name}, {types['query_ptr'][1:5]}, D {width} E {value_width}, {rows} rows"
         yield Launch(label, part_kernel, types, constants, warps, stages)
     for splits, value_width, warps in [(2, 64, 1), (64, 128, 4), (128, 256, 8)]:
         constants = {"split_block_size": splits, "value_width": value_width}
-        types = types_of(merge_kernel.arg_names, constants, torch.bfloat16)
+        types = types_of(
+            merge_kernel.arg_names, constants, torch.bfloat16, special_types(torch.bfloat16)
+        )
         yield Launch(
             f"merge, {splits} parts, E {value_width}", merge_kernel, types, constants, warps
         )
 
 
-def types_of(names: list[str], constants: dict, dtype: torch.dtype) -> dict:
-    """The type of each argument, as Triton writes it; ":16" is a multiple of 16."""
-    numbers = {
-        torch.float64: "*fp64:16",
-        torch.float32: "*fp32:16",
-        torch.float16: "*fp16:16",
-        torch.bfloat16: "*bf16:16",
-    }
-    sums = numbers[torch.float64 if dtype == torch.float64 else torch.float32]
+def special_types(dtype: torch.dtype) -> dict:
+    """Arguments that are no pointers to numbers of this dtype; steps are multiples of 16."""
+    sums = POINTERS[arithmetic_of(dtype)]
     steps = ("i32:16",) * 3
-    types = {
-        "query_ptr": numbers[dtype],
-        "key_ptr": numbers[dtype],
-        "value_ptr": numbers[dtype],
+    return {
         "lengths_ptr": "*i64:16",
         "max_ptr": sums,
         "total_ptr": sums,
         "read_ptr": sums,
-        "merged_ptr": numbers[dtype],
         "query_steps": steps,
         "key_steps": steps,
         "value_steps": steps,
         "counts": ("i32",) * 4,
         "splits": "i32",
     }
-    return {name: types[name] for name in names if name not in constants}
 
 
 def timed_cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:

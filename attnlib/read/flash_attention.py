@@ -112,11 +112,12 @@ def why_not_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None) -> st
 
 def tile_obstacle(query: Tensor, value: Tensor) -> str | None:
     """Why no tile of the kernel fits the chip that holds the query, or None."""
-    from attnlib.kernels.flash_attention import fits
+    from attnlib.kernels.flash_attention import TILES
     from attnlib.kernels.launch import shared_memory_of
+    from attnlib.kernels.tile_choice import fits
 
     memory = shared_memory_of(query.device)
-    if fits(query.shape[-1], value.shape[-1], query.dtype, memory):
+    if fits(TILES, query.shape[-1], value.shape[-1], query.dtype, memory):
         return None
     return (
         f"no tile of width {max(query.shape[-1], value.shape[-1])} in {query.dtype} fits the "

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from attnlib.kernels import flash_attention
+from attnlib.kernels import flash_attention, tile_choice
 from attnlib.kernels.flash_attention_proof import pairs_seen, reference
 
 module = importlib.import_module("attnlib.kernels.flash_attention")
@@ -55,7 +55,7 @@ def test_gradcheck():
 def test_size_of_the_tile_does_not_change_the_result(monkeypatch, tile, options):
     tensors = rows(70, 8), rows(77, 8, seed=1), rows(77, 8, seed=2)
     exact = with_gradients(lambda *t, **o: reference(*t, o), tensors, **options)
-    monkeypatch.setattr(module, "INTERPRETED_TILE", (*tile, 4, 1))
+    monkeypatch.setattr(tile_choice, "INTERPRETED_TILE", (*tile, 4, 1))
     for found, expected in zip(
         with_gradients(flash_attention, tensors, **options), exact, strict=True
     ):
@@ -205,13 +205,13 @@ def test_every_width_has_a_tile_on_every_chip():
     for memory in (101_376, 166_912, 232_448):
         for width in (1, 64, 65, 128, 256):
             for dtype in (torch.float32, torch.float16, torch.bfloat16):
-                assert module.fits(width, width, dtype, memory)
+                assert tile_choice.fits(module.TILES, width, width, dtype, memory)
 
 
 def test_a_chip_too_small_for_any_tile_is_named():
-    assert not module.fits(128, 128, torch.bfloat16, 65_536)
+    assert not tile_choice.fits(module.TILES, 128, 128, torch.bfloat16, 65_536)
     with pytest.raises(ValueError, match=r"no tile of 128 columns.*bfloat16.*65536 bytes"):
-        module.tile("forward", 128, 64, torch.bfloat16, 65_536)
+        tile_choice.tile(module.TILES, "forward", 128, 64, torch.bfloat16, 65_536)
 
 
 GOOD = torch.zeros(2, 5, 8)

@@ -12,7 +12,7 @@ import torch
 from attnlib.kernels import benchmark, gpu
 from attnlib.kernels import proof as proof_module
 from attnlib.kernels.benchmark import Limits
-from attnlib.kernels.code_hash import code_of, kernel_hash, launches_hash
+from attnlib.kernels.code_hash import code_of, files_of, kernel_hash, launches_hash
 from attnlib.kernels.proof import Case, all_proofs
 
 CPU = torch.device("cpu")
@@ -207,3 +207,9 @@ def test_words_do_not_change_the_hash_of_a_kernel_and_code_does():
 def test_launches_have_a_hash_of_their_own():
     assert len(kernel_hash("masked_softmax")) == 16
     assert kernel_hash("masked_softmax") != launches_hash("masked_softmax")
+
+
+def test_shared_tile_code_counts_as_part_of_the_kernels_that_import_it():
+    names = [file.stem for file in files_of("flash_attention")]
+    assert names == ["flash_attention", "bands", "tile_choice", "tiles"]
+    assert [file.stem for file in files_of("masked_softmax")] == ["masked_softmax", "tiles"]
