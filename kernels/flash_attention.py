@@ -31,15 +31,18 @@ walks over keys for dL/dq. The other holds a key block and walks over the querie
 that share it for dL/dk and dL/dv. Each gradient has one writer, so no sum depends on which
 program came first, and a run repeats to the last bit.
 
-What it moves, per head with b bytes a number: forward reads q, k, v and writes o, b (N + M)(D + E)
-in all, and 4 N for l. Backward reads those and g, and writes three gradients. That is linear in
-N + M; the N x M table stays in registers.
+What it must move, per head with b bytes a number: forward reads q, k, v and writes o, b (N + M)
+(D + E) in all, and 4 N for l. Backward reads those and g, and writes three gradients. Keys and
+values are asked for again by every query block; as long as those of a head fit in the chip's cache
+(50 MB), they come from there. Without it they would cost b M (D + E) for each query block. The
+N x M table stays in registers.
 
 What it computes: forward two products of 2 N M D operations (D = E), backward five (ours
 computes s and dL/dp in both kernels: seven). Causal is half. And one exponential a score.
 
-The bound: an H200 multiplies about 790e12 bf16 operations a second and copies 4.3e12 bytes, so
-184 operations a byte. At N = M = 8192, D = 128 forward has 4096 a byte: products decide.
+The bound: an H200 does about 790e12 bf16 operations a second and copies 4.3e12 bytes (measured with
+large products and copies; its data sheet says 990 and 4.8), so 184 operations a byte. At N = M =
+8192, D = 128 forward has 4096 a byte: products decide.
 
 Exponents are base 2: the chip computes 2^x, so exp(x) costs a product with log2(e). It is folded
 into the scale, once. running_max and l are kept in base 2 too.
