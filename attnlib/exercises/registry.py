@@ -4,6 +4,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 MODULES = (
@@ -16,6 +17,13 @@ MODULES = (
     "exact_and_cached_tiles",
     "exact_and_cached_latent",
     "exact_and_cached_bugs",
+    "triton_in_an_hour",
+)
+# These hold kernels. Where Triton is missing (macOS, Windows) their exercises do not exist.
+MODULES_WITH_KERNELS = (
+    "triton_in_an_hour_elements",
+    "triton_in_an_hour_rows",
+    "triton_in_an_hour_tiles",
 )
 
 
@@ -80,7 +88,8 @@ def mutant(number: str, says: str, name: str | None = None) -> Callable:
 
 def all_exercises() -> dict[str, Exercise]:
     """Every exercise of the book that has a checker, by number."""
-    for module in MODULES:
+    with_kernels = MODULES_WITH_KERNELS if find_spec("triton") else ()
+    for module in MODULES + with_kernels:
         importlib.import_module(f"attnlib.exercises.{module}")
     return dict(_exercises)
 

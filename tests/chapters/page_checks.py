@@ -16,7 +16,7 @@ EXERCISE = re.compile(
     r"^\*\*Exercise (?P<number>\S+)\*\* · (?P<kind>\w+) · (?P<difficulty>easy|medium|hard)"
     r" · (?P<minutes>\d+) min$"
 )
-REFERENCE = re.compile(r"\(((?:P|\d+\.\d+)\.\d+)\)")
+REFERENCE = re.compile(r"\(((?:P|(?:\d+|[A-Z])\.\d+)\.\d+)\)")
 LINK = re.compile(r"\]\(<?([^)\s>]+)|(?:href|src)=\"([^\"]+)\"")
 MACHINE = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|opt|usr/lib|var)/\S*|[A-Z]:\\Users")
 MEGABYTE = 2**20

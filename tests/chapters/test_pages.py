@@ -124,6 +124,11 @@ BAD = [
         markdown("By (1.1.9)."),
         r"no equation \(1.1.9",
     ),
+    (
+        "equations_are_numbered_and_references_exist",
+        markdown("By (K.1.9)."),
+        r"no equation \(K.1.9",
+    ),
     ("relative_links_resolve", markdown("[x](../nowhere.md)"), "nowhere.md: no such file"),
     ("relative_links_resolve", markdown('<a href="gone.ipynb">x</a>'), "gone.ipynb"),
     (
