@@ -7,7 +7,16 @@ from notebook_form import normal_form, read, tags, text_of
 from page import Page
 from setup_cell import setup_cell
 
-TAGS = {"setup", "exercise", "solution", "timing", "hide-input", "hide-output", "hide-cell"}
+TAGS = {
+    "setup",
+    "exercise",
+    "solution",
+    "timing",
+    "hide-input",
+    "hide-output",
+    "hide-cell",
+    "listing",
+}
 TAGS |= {"nbval-check-output", "nbval-skip", "nbval-raises-exception"}
 STEPS = ["score", "support", "weight", "read", "memory"]
 KINDS = {"derivation": 2, "programming": 2, "measurement": 1, "open": 1}  # at least, in a chapter
