@@ -70,25 +70,10 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
 
     causal = {"is_causal": True}
     for length in LENGTHS:
-        yield case(f"{length} keys", length, length)
-        yield case(f"{length} keys, causal", length, length, **causal)
-    yield case("more queries than keys, causal", 150, 63, **causal)
-    yield case("fewer queries than keys", 15, 100)
-    yield case("queries continue the keys", 15, 100, **causal, query_offset=85)
-    yield case("first rows see nothing", 100, 63, **causal, query_offset=-30)
-    yield case("window of 1", 63, 63, window=1)
-    yield case("window of 70", 257, 257, window=70, **causal)
-    yield case("window of 70, queries continue", 140, 200, window=70, query_offset=75)
-    yield case("window past the last key", 63, 20, window=5)
+        values = {"value_width": 16 if length > 1 else 1}  # one key: g . v may not cancel
+        yield case(f"{length} keys", length, length, **values)
+        yield case(f"{length} keys, causal", length, length, **values, **causal)
     yield case("heads", 63, 63, heads=(2, 2), **causal)
-    yield case("two axes of batch", 15, 15, heads=(2, 1, 2))
-    yield case("two heads share a key head", 63, 70, heads=(4,), key_heads=(2,), **causal)
-    yield case("all heads share a key head", 15, 63, heads=(2, 2), key_heads=(2, 1))
-    padding = mask(2, 70)
-    padding[1] = False
-    yield case("padded keys, one sequence empty", 63, 70, heads=(2, 2), key_mask=padding)
-    yield case("same padding for all", 63, 70, heads=(2, 1, 1), key_mask=mask(70), **causal)
-    yield case("padded keys in full tiles", 15, 200, key_mask=mask(200))
     yield case("widths 40 and 80", 63, 63, width=40, value_width=80, **causal)
     yield case("widths 80 and 3", 63, 63, width=80, value_width=3)
     yield case("width 1", 15, 15, width=1, value_width=1)
@@ -96,7 +81,7 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     yield case("scale 0.3", 15, 15, scale=0.3)
     yield case("bias 0", 63, 63, bias=0, **causal)
     yield case("bias 2.5", 15, 100, bias=2.5, window=9)
-    yield case("bias -30, all weights tiny", 15, 63, bias=-30.0)
+    yield case("bias -12, all weights near 0", 15, 63, bias=-12.0)
     if dtype == torch.float32:  # torch's own p (1 - p) is off by 5e-12 there, in float64
         yield case("bias 12, all weights near 1", 15, 63, bias=12.0)
     several = rows(2, 20, 2, 3, 16).detach()
@@ -105,6 +90,24 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     wider = [rows(40, 20).detach()[::2, 2:18].requires_grad_() for _ in range(3)]
     yield Case("every second row of a wider tensor", (*wider, {}))
     yield Case("scores up to 1e4", (*huge_scores(dtype, device), {"bias": 0.0}))
+    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        return  # which keys a row sees is decided in float64 and float32
+    yield case("more queries than keys, causal", 150, 63, **causal)
+    yield case("fewer queries than keys", 15, 100)
+    yield case("queries continue the keys", 15, 100, **causal, query_offset=85)
+    yield case("first rows see nothing", 100, 63, **causal, query_offset=-30)
+    yield case("window of 1", 63, 63, window=1)
+    yield case("window of 70", 257, 257, window=70, **causal)
+    yield case("window of 70, queries continue", 140, 200, window=70, query_offset=75)
+    yield case("window past the last key", 63, 20, window=5)
+    yield case("two axes of batch", 15, 15, heads=(2, 1, 2))
+    yield case("two heads share a key head", 63, 70, heads=(4,), key_heads=(2,), **causal)
+    yield case("all heads share a key head", 15, 63, heads=(2, 2), key_heads=(2, 1))
+    padding = mask(2, 70)
+    padding[1] = False
+    yield case("padded keys, one sequence empty", 63, 70, heads=(2, 2), key_mask=padding)
+    yield case("same padding for all", 63, 70, heads=(2, 1, 1), key_mask=mask(70), **causal)
+    yield case("padded keys in full tiles", 15, 200, key_mask=mask(200))
     if device.type == "cuda":
         for width in (64, 80, 128, 256):
             for name, options in [("", {}), (", causal", causal), (", window", {"window": 300})]:
