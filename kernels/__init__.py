@@ -10,11 +10,13 @@ from attnlib.kernels.launch import available, missing_kernel, suits
 if available():
     from attnlib.kernels.flash_attention import flash_attention
     from attnlib.kernels.masked_softmax import masked_softmax
+    from attnlib.kernels.neighborhood_attention import neighborhood_attention
     from attnlib.kernels.sigmoid_attention import sigmoid_attention
     from attnlib.kernels.split_decode import split_decode
 else:
     flash_attention = missing_kernel("flash_attention")
     masked_softmax = missing_kernel("masked_softmax")
+    neighborhood_attention = missing_kernel("neighborhood_attention")
     sigmoid_attention = missing_kernel("sigmoid_attention")
     split_decode = missing_kernel("split_decode")
 
@@ -22,6 +24,7 @@ __all__ = [
     "available",
     "flash_attention",
     "masked_softmax",
+    "neighborhood_attention",
     "sigmoid_attention",
     "split_decode",
     "suits",

@@ -24,7 +24,7 @@ key of its last query, on each axis. A query sees a key if it does so on every a
 
 import triton
 import triton.language as tl
-from attnlib.kernels.tiles import padded
+from attnlib.kernels.tiles import head_at, padded
 
 
 @triton.jit
@@ -180,45 +180,54 @@ def in_sight(first, stop, places, shape: tl.constexpr, their_shape: tl.constexpr
 
 
 @triton.jit
-def offsets_of(part, start, steps, dilation: tl.constexpr, shape: tl.constexpr):
-    """How far the places of a tile lie from the start of the tensor, in numbers.
-
-    steps are those of the batch, the heads and the three axes. What depends on the tile is one
-    number; the rest is the same for every tile of a loop.
-    """
-    near_0, near_1, near_2 = places_of((0, 0, 0), shape)
-    step_0 = tl.cast(steps[2], tl.int64) * dilation[0]
-    step_1 = tl.cast(steps[3], tl.int64) * dilation[1]
-    step_2 = tl.cast(steps[4], tl.int64) * dilation[2]
-    far = tl.cast(part[0], tl.int64) * steps[0] + tl.cast(part[1], tl.int64) * steps[1]
-    far += tl.cast(part[2], tl.int64) * steps[2] + start[0] * step_0
-    far += tl.cast(part[3], tl.int64) * steps[3] + start[1] * step_1
-    far += tl.cast(part[4], tl.int64) * steps[4] + start[2] * step_2
-    return far + (near_0 * step_0 + near_1 * step_1 + near_2 * step_2)
+def part_at(ptr, steps, part):
+    """Where the places of one batch entry, one head and one residue of each axis start."""
+    ptr = head_at(ptr, steps, part[0], part[1])
+    ptr += tl.cast(part[2], tl.int64) * steps[2]
+    ptr += tl.cast(part[3], tl.int64) * steps[3]
+    return ptr + tl.cast(part[4], tl.int64) * steps[4]
 
 
 @triton.jit
-def row_steps(grid, heads):
-    """The steps of a contiguous tensor (batch, heads, *grid), in rows."""
-    size = tl.cast(grid[0], tl.int64) * grid[1] * grid[2]
-    return heads * size, size, grid[1] * grid[2], grid[2], 1
+def axis_steps(steps, dilation: tl.constexpr):
+    """How far places lie apart on each axis: between them are those of other residues."""
+    return (
+        tl.cast(steps[2], tl.int64) * dilation[0],
+        tl.cast(steps[3], tl.int64) * dilation[1],
+        tl.cast(steps[4], tl.int64) * dilation[2],
+    )
 
 
 @triton.jit
-def load_places(ptr, offsets, present, width: tl.constexpr):
-    """The rows at these offsets as a tile: zero where a row is not present, and in the padding."""
+def rows_at(places, steps):
+    """How far the places of a tile lie from the start of their part."""
+    return places[0] * steps[0] + places[1] * steps[1] + places[2] * steps[2]
+
+
+@triton.jit
+def row_numbers(places, part, grid_shape, heads, dilation: tl.constexpr):
+    """Which rows of a contiguous tensor (batch, heads, *grid_shape) the places of a tile are."""
+    head = tl.cast(part[0], tl.int64) * heads + part[1]
+    row = head * grid_shape[0] + (places[0] * dilation[0] + part[2])
+    row = row * grid_shape[1] + (places[1] * dilation[1] + part[3])
+    return row * grid_shape[2] + (places[2] * dilation[2] + part[4])
+
+
+@triton.jit
+def load_places(ptr, rows, present, width: tl.constexpr):
+    """The rows so far from ptr as a tile: zero where one is not present, and in the padding."""
     columns = tl.arange(0, padded(width))[None, :]
     inside = present[:, None]
     if width < padded(width):
         inside = inside & (columns < width)
-    return tl.load(ptr + offsets[:, None] + columns, mask=inside, other=0.0)
+    return tl.load(ptr + rows[:, None] + columns, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_places(ptr, offsets, tile, present, width: tl.constexpr):
+def store_places(ptr, rows, tile, present, width: tl.constexpr):
     """Write the rows of a tile that are present."""
     columns = tl.arange(0, padded(width))[None, :]
     inside = present[:, None]
     if width < padded(width):
         inside = inside & (columns < width)
-    tl.store(ptr + offsets[:, None] + columns, tile.to(ptr.dtype.element_ty), mask=inside)
+    tl.store(ptr + rows[:, None] + columns, tile.to(ptr.dtype.element_ty), mask=inside)

@@ -69,16 +69,18 @@ from attnlib.kernels.grid_launch import (
     with_shapes,
 )
 from attnlib.kernels.grid_windows import (
+    axis_steps,
     in_sight,
     keys_of,
     last_place,
     load_places,
     my_tile,
-    offsets_of,
+    part_at,
     places_of,
     places_present,
     queries_of,
-    row_steps,
+    row_numbers,
+    rows_at,
     store_places,
     tile_of_box,
     tiles_in_box,
@@ -188,9 +190,13 @@ def forward_kernel(
     key_part = (part[0], part[1] // group, part[2], part[3], part[4])
     queries = places_of(start, query_shape)
     query_present = places_present(queries, lengths)
-    rows = offsets_of(part, start, row_steps(grid_shape, heads), dilation, query_shape)
-    offsets = offsets_of(part, start, query_steps, dilation, query_shape)
-    query_block = load_places(query_ptr, offsets, query_present, width)
+    query_ptr = part_at(query_ptr, query_steps, part)
+    key_ptr = part_at(key_ptr, key_steps, key_part)
+    value_ptr = part_at(value_ptr, value_steps, key_part)
+    key_steps, value_steps = axis_steps(key_steps, dilation), axis_steps(value_steps, dilation)
+    query_rows = rows_at(queries, axis_steps(query_steps, dilation))
+    query_block = load_places(query_ptr, query_rows, query_present, width)
+    rows = row_numbers(queries, part, grid_shape, heads, dilation)
     running_max = tl.full(rows.shape, -float("inf"), arithmetic)
     running_sum = tl.zeros(rows.shape, arithmetic)
     accumulator = tl.zeros([rows.shape[0], padded(value_width)], arithmetic)
@@ -204,8 +210,7 @@ def forward_kernel(
         key_start = tile_of_box(number, box, tiles, key_shape)
         keys = places_of(key_start, key_shape)
         present = places_present(keys, lengths)
-        offsets = offsets_of(key_part, key_start, key_steps, dilation, key_shape)
-        key_block = load_places(key_ptr, offsets, present, width)
+        key_block = load_places(key_ptr, rows_at(keys, key_steps), present, width)
         scores = product(query_block, tl.trans(key_block))
         seen = in_sight(first, stop, keys, query_shape, key_shape)
         scores = tl.where(seen, scores, -float("inf"))
@@ -214,8 +219,7 @@ def forward_kernel(
         weights = tl.exp2(scores * (scale * LOG2_E) - finite(new_max)[:, None])
         shrink = tl.exp2(running_max - finite(new_max))
         running_sum = running_sum * shrink + tl.sum(weights, 1)
-        offsets = offsets_of(key_part, key_start, value_steps, dilation, key_shape)
-        value_block = load_places(value_ptr, offsets, present, value_width)
+        value_block = load_places(value_ptr, rows_at(keys, value_steps), present, value_width)
         accumulator = accumulator * shrink[:, None]
         accumulator += product(weights.to(value_block.dtype), value_block)
         running_max = new_max
@@ -258,9 +262,13 @@ def query_gradient_kernel(
     key_part = (part[0], part[1] // group, part[2], part[3], part[4])
     queries = places_of(start, query_shape)
     query_present = places_present(queries, lengths)
-    rows = offsets_of(part, start, row_steps(grid_shape, heads), dilation, query_shape)
-    offsets = offsets_of(part, start, query_steps, dilation, query_shape)
-    query_block = load_places(query_ptr, offsets, query_present, width)
+    query_ptr = part_at(query_ptr, query_steps, part)
+    key_ptr = part_at(key_ptr, key_steps, key_part)
+    value_ptr = part_at(value_ptr, value_steps, key_part)
+    key_steps, value_steps = axis_steps(key_steps, dilation), axis_steps(value_steps, dilation)
+    query_rows = rows_at(queries, axis_steps(query_steps, dilation))
+    query_block = load_places(query_ptr, query_rows, query_present, width)
+    rows = row_numbers(queries, part, grid_shape, heads, dilation)
     read = load_places(read_ptr, rows * value_width, query_present, value_width)
     grad_read = load_places(grad_read_ptr, rows * value_width, query_present, value_width)
     delta = tl.sum(grad_read.to(arithmetic) * read.to(arithmetic), 1)
@@ -277,10 +285,8 @@ def query_gradient_kernel(
         key_start = tile_of_box(number, box, tiles, key_shape)
         keys = places_of(key_start, key_shape)
         present = places_present(keys, lengths)
-        offsets = offsets_of(key_part, key_start, key_steps, dilation, key_shape)
-        key_block = load_places(key_ptr, offsets, present, width)
-        offsets = offsets_of(key_part, key_start, value_steps, dilation, key_shape)
-        value_block = load_places(value_ptr, offsets, present, value_width)
+        key_block = load_places(key_ptr, rows_at(keys, key_steps), present, width)
+        value_block = load_places(value_ptr, rows_at(keys, value_steps), present, value_width)
         scores = product(query_block, tl.trans(key_block))
         seen = in_sight(first, stop, keys, query_shape, key_shape)
         scores = tl.where(seen, scores, -float("inf"))
@@ -322,12 +328,13 @@ def key_gradient_kernel(
     start, lengths, part = my_tile(grid_shape, heads // group, dilation, key_shape)
     keys = places_of(start, key_shape)
     present = places_present(keys, lengths)
-    offsets = offsets_of(part, start, key_steps, dilation, key_shape)
-    key_block = load_places(key_ptr, offsets, present, width)
-    offsets = offsets_of(part, start, value_steps, dilation, key_shape)
-    value_block = load_places(value_ptr, offsets, present, value_width)
-    grad_key = tl.zeros([offsets.shape[0], padded(width)], arithmetic)
-    grad_value = tl.zeros([offsets.shape[0], padded(value_width)], arithmetic)
+    key_rows = rows_at(keys, axis_steps(key_steps, dilation))
+    key_block = load_places(part_at(key_ptr, key_steps, part), key_rows, present, width)
+    value_ptr = part_at(value_ptr, value_steps, part)
+    value_rows = rows_at(keys, axis_steps(value_steps, dilation))
+    value_block = load_places(value_ptr, value_rows, present, value_width)
+    grad_key = tl.zeros([key_rows.shape[0], padded(width)], arithmetic)
+    grad_value = tl.zeros([key_rows.shape[0], padded(value_width)], arithmetic)
 
     first, stop = queries_of(keys, lengths, window, stride, is_causal)
     box, _ = queries_of(start, lengths, window, stride, is_causal)
@@ -341,9 +348,10 @@ def key_gradient_kernel(
         query_start = tile_of_box(number % per_head, box, tiles, query_shape)
         queries = places_of(query_start, query_shape)
         query_present = places_present(queries, lengths)
-        offsets = offsets_of(query_part, query_start, query_steps, dilation, query_shape)
-        query_block = load_places(query_ptr, offsets, query_present, width)
-        rows = offsets_of(query_part, query_start, row_steps(grid_shape, heads), dilation, query_shape)
+        head_ptr = part_at(query_ptr, query_steps, query_part)
+        query_rows = rows_at(queries, axis_steps(query_steps, dilation))
+        query_block = load_places(head_ptr, query_rows, query_present, width)
+        rows = row_numbers(queries, query_part, grid_shape, heads, dilation)
         grad_read = load_places(grad_read_ptr, rows * value_width, query_present, value_width)
         log_sum = tl.load(log_sum_ptr + rows, mask=query_present, other=0.0)
         delta = tl.load(delta_ptr + rows, mask=query_present, other=0.0)
@@ -357,9 +365,9 @@ def key_gradient_kernel(
         grad_scores = weights * (grad_weights - delta[None, :])
         grad_key += product(grad_scores.to(query_block.dtype), query_block)
 
-    rows = offsets_of(part, start, row_steps(grid_shape, heads // group), dilation, key_shape)
-    store_places(grad_key_ptr, rows * width, grad_key * scale, present, width)
-    store_places(grad_value_ptr, rows * value_width, grad_value, present, value_width)
+    grad_rows = row_numbers(keys, part, grid_shape, heads // group, dilation)
+    store_places(grad_key_ptr, grad_rows * width, grad_key * scale, present, width)
+    store_places(grad_value_ptr, grad_rows * value_width, grad_value, present, value_width)
 
 
 class NeighborhoodAttention(torch.autograd.Function):
@@ -442,10 +450,12 @@ def shaped_tile(kernel: str, query: Tensor, value: Tensor, rule: dict) -> dict:
     return with_shapes(kernel, choices, tuple(query.shape[2:5]), rule)
 
 
-# As `tile_choice` reads them: how many places a tile has. Its shape is chosen by the window.
+# As `tile_choice` reads them: how many places a tile has; the window decides on its shape. Those
+# for 2 bytes a number spill no registers for windows on one, two and three axes.
 TILES = {
     ("forward", 2): [
-        (232_448, 128, 128, 128, 8, 3),
+        (232_448, 64, 128, 128, 8, 3),
+        (232_448, 128, 128, 64, 8, 3),
         (232_448, 256, 128, 32, 8, 2),
         (101_376, 64, 128, 64, 8, 3),
         (101_376, 128, 128, 32, 8, 2),
@@ -454,20 +464,20 @@ TILES = {
     ("query gradient", 2): [
         (232_448, 64, 128, 64, 8, 3),
         (232_448, 128, 128, 64, 8, 2),
-        (232_448, 256, 128, 32, 8, 2),
+        (232_448, 256, 64, 32, 8, 2),
         (101_376, 64, 128, 64, 8, 3),
         (101_376, 128, 128, 32, 8, 2),
         (101_376, 256, 32, 32, 4, 2),
     ],
     ("key gradient", 2): [
         (232_448, 64, 64, 128, 8, 3),
-        (232_448, 128, 32, 128, 8, 2),
+        (232_448, 128, 32, 64, 8, 3),
         (101_376, 64, 32, 128, 8, 2),
         (101_376, 128, 32, 64, 8, 2),
         (101_376, 256, 32, 32, 8, 2),
     ],
     ("forward", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 4, 1)],
-    ("query gradient", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
+    ("query gradient", 4): [(101_376, 64, 32, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
     ("key gradient", 4): [(101_376, 64, 32, 32, 8, 1), (101_376, 256, 16, 16, 8, 1)],
     ("forward", 8): [(101_376, 64, 32, 32, 4, 1), (101_376, 256, 16, 16, 4, 1)],
     ("query gradient", 8): [(101_376, 64, 32, 32, 4, 1), (166_912, 256, 16, 16, 8, 1)],

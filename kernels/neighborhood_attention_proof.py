@@ -96,43 +96,35 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     yield case("1 place", (1,), 1, value_width=1)
     yield case("15 places", (15,), 5)
     yield case("63 places, even window", (63,), 8)
+    mixed = {"stride": (2, 1), "dilation": (1, 3), "is_causal": (False, True)}
+    yield case("7 x 15, all options", (7, 15), (5, 4), **mixed)
+    yield case("two heads share a key head", (5, 7), (5, 3), heads=(4,), key_heads=(2,))
+    yield Case("scores up to 1e4", (*huge_scores(dtype, device), {"window": 7}))
+    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+        return  # interpreted, half precision differs from float32 in nothing but its rounding
     yield case("100 places, window of all", (100,), 100)
     yield case("257 places", (257,), 21)
-    yield case("257 places, causal", (257,), 70, is_causal=True)
+    yield case("150 places, causal", (150,), 70, is_causal=True)
     yield case("window of 1", (63,), 1, value_width=1)
     yield case("100 places, stride 3", (100,), 8, stride=3)
-    yield case("100 places, stride 4 causal", (100,), 7, stride=4, is_causal=True)
+    yield case("100 places, stride 4, causal", (100,), 7, stride=4, is_causal=True)
     yield case("blocks of 7", (63,), 7, stride=7)
-    yield case("dilation 3", (100,), 9, dilation=3)
-    yield case("dilation leaves no place outside", (15,), 5, dilation=3)
-    yield case("all options", (100,), 6, stride=4, dilation=3, is_causal=True)
-    yield case("9 x 15", (9, 15), (3, 5))
-    yield case("15 x 17, even window", (15, 17), (4, 6))
-    yield case("12 x 15, first axis causal", (12, 15), (5, 7), is_causal=(True, False))
+    yield case("100 places, all options", (100,), 6, stride=4, dilation=2, is_causal=True)
     yield case("13 x 15, strides", (13, 15), (5, 6), stride=(2, 3))
-    yield case("13 x 11, dilations", (13, 11), (3, 5), dilation=(4, 2))
-    mixed = {"stride": (2, 1), "dilation": (1, 3), "is_causal": (False, True)}
-    yield case("11 x 15, all options", (11, 15), (5, 4), **mixed)
-    yield case("1 x 15", (1, 15), (1, 5))
+    yield case("6 x 10, dilations leave no place outside", (6, 10), (3, 5), dilation=(2, 2))
     yield case("15 x 1", (15, 1), (5, 1))
-    yield case("4 x 5 x 6", (4, 5, 6), (3, 2, 5))
     volume = {"stride": (1, 2, 3), "dilation": (2, 1, 1), "is_causal": (True, False, False)}
     yield case("5 x 4 x 7, all options", (5, 4, 7), (2, 3, 4), **volume)
-    yield case("two axes of batch", (6, 7), (3, 3), heads=(2, 1, 2))
-    shared = {"heads": (4,), "key_heads": (2,)}
-    yield case("two heads share a key head", (9, 11), (5, 3), **shared)
-    shared = {"heads": (2, 2), "key_heads": (2, 1)}
-    yield case("all heads share a key head, dilated", (15,), 5, **shared, dilation=2)
+    batch = {"heads": (2, 1, 2), "key_heads": (2, 1, 1)}
+    yield case("two axes of batch, all heads share a key head", (15,), 5, **batch)
     yield case("widths 40 and 80", (7, 9), (3, 3), width=40, value_width=80)
     yield case("widths 80 and 3", (7, 9), (3, 3), width=80, value_width=3)
-    yield case("width 1", (15,), 5, width=1, value_width=1)
-    yield case("scale 0.3", (15,), 5, scale=0.3)
-    several = rows(2, 6, 7, 2, 3, 16).detach()
+    yield case("width 1, scale 0.3", (15,), 5, width=1, value_width=1, scale=0.3)
+    several = rows(1, 6, 7, 2, 3, 16).detach()
     heads_last = [part.movedim(3, 1).requires_grad_() for part in several.unbind(4)]
     yield Case("heads beside the width", (*heads_last, {"window": (3, 5)}))
-    wider = [rows(2, 7, 16, 20).detach()[:, :, ::2, 2:18].requires_grad_() for _ in range(3)]
+    wider = [rows(1, 7, 16, 20).detach()[:, :, ::2, 2:18].requires_grad_() for _ in range(3)]
     yield Case("every second column of a wider tensor", (*wider, {"window": (3, 5)}))
-    yield Case("scores up to 1e4", (*huge_scores(dtype, device), {"window": 7}))
     if device.type == "cuda":
         for width in (64, 80, 128, 256):
             yield case(f"33 x 70, width {width}", (33, 70), (7, 13), (2, 4), width, width)
@@ -155,28 +147,31 @@ def huge_scores(dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     return [tensor[None].to(device, dtype).requires_grad_() for tensor in tensors]
 
 
-PLANE = ((1, 128, 128), {"window": (1, 13, 13), "is_causal": (False,) * 3})
-LINE = ((1, 1, 32768), {"window": (1, 1, 2048), "is_causal": (False, False, True)})
-EVERY_AXIS = {"stride": (1, 1, 1), "dilation": (1, 1, 1)}
-MANY_OPTIONS = ((30, 48, 80), {"window": (9, 12, 12), "is_causal": (True, False, False)})
-STRIDED = {"stride": (1, 3, 4), "dilation": (2, 1, 3)}
+SLIDING = {"stride": (1, 1, 1), "dilation": (1, 1, 1)}
+PLANE = (1, 128, 128), SLIDING | {"window": (1, 13, 13), "is_causal": (False, False, False)}
+LINE = (1, 1, 32768), SLIDING | {"window": (1, 1, 2048), "is_causal": (False, False, True)}
+VOLUME = (
+    (30, 48, 80),
+    {
+        "window": (9, 12, 12),
+        "stride": (1, 3, 4),
+        "dilation": (2, 1, 3),
+        "is_causal": (True, False, False),
+    },
+)
 
 
 def launches() -> Iterator[Launch]:
-    """Each kernel for each chip, with the tile that the chip gets and the shapes of a timed case.
+    """Each kernel for each chip, with the tile that the chip gets for a window on a grid.
 
     Pointers and steps are multiples of 16, as torch allocates them.
     """
-    plane, line, volume = (
-        PLANE[0],
-        PLANE[1] | EVERY_AXIS,
-    ), (LINE[0], LINE[1] | EVERY_AXIS), (MANY_OPTIONS[0], MANY_OPTIONS[1] | STRIDED)
     for dtype, width, chips, label, (grid, rule) in [
-        (torch.float16, 64, (80, 86, 90), "2 axes", plane),
-        (torch.bfloat16, 64, (80, 86, 90), "2 axes", plane),
-        (torch.bfloat16, 128, (80, 86, 90), "1 axis", line),
-        (torch.float16, 128, (90,), "3 axes, all options", volume),
-        (torch.float32, 64, (86, 90), "2 axes", plane),
+        (torch.float16, 64, SHARED_MEMORY, "3 axes, all options", VOLUME),
+        (torch.bfloat16, 64, SHARED_MEMORY, "2 axes", PLANE),
+        (torch.float16, 128, SHARED_MEMORY, "3 axes, all options", VOLUME),
+        (torch.bfloat16, 128, SHARED_MEMORY, "1 axis", LINE),
+        (torch.float32, 64, (90,), "2 axes", PLANE),
     ]:
         for chip in chips:
             for name, compiled in [
@@ -261,7 +256,7 @@ def pairs_seen(length: int, rule: tuple) -> int:
 
 def peers(case: Case) -> dict[str, Callable]:
     """FlexAttention over the places as one row, and the package NATTEN where it is installed."""
-    query, key, value, options = case.arguments
+    query, key, _, options = case.arguments
     rules = rules_of(options)
     grid = query.shape[-1 - len(rules) : -1]
 

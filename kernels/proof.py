@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-KERNELS = ("flash_attention", "masked_softmax", "sigmoid_attention", "split_decode")
+KERNELS = (
+    "flash_attention",
+    "masked_softmax",
+    "neighborhood_attention",
+    "sigmoid_attention",
+    "split_decode",
+)
 POINTERS = {
     torch.float64: "*fp64:16",
     torch.float32: "*fp32:16",
