@@ -160,9 +160,9 @@ def places_of(start, shape: tl.constexpr):
 
 
 @triton.jit
-def places_present(places, lengths):
-    """Which places of a tile lie on the grid."""
-    return (places[0] < lengths[0]) & (places[1] < lengths[1]) & (places[2] < lengths[2])
+def places_present(places, stop):
+    """Which places of a tile lie before the end of the grid, or of a box, on each axis."""
+    return (places[0] < stop[0]) & (places[1] < stop[1]) & (places[2] < stop[2])
 
 
 @triton.jit

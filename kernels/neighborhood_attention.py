@@ -209,7 +209,7 @@ def forward_kernel(
     for number in range(0, tiles[0] * tiles[1] * tiles[2]):
         key_start = tile_of_box(number, box, tiles, key_shape)
         keys = places_of(key_start, key_shape)
-        present = places_present(keys, lengths)
+        present = places_present(keys, box_stop)
         key_block = load_places(key_ptr, rows_at(keys, key_steps), present, width)
         scores = product(query_block, tl.trans(key_block))
         seen = in_sight(first, stop, keys, query_shape, key_shape)
@@ -284,7 +284,7 @@ def query_gradient_kernel(
     for number in range(0, tiles[0] * tiles[1] * tiles[2]):
         key_start = tile_of_box(number, box, tiles, key_shape)
         keys = places_of(key_start, key_shape)
-        present = places_present(keys, lengths)
+        present = places_present(keys, box_stop)
         key_block = load_places(key_ptr, rows_at(keys, key_steps), present, width)
         value_block = load_places(value_ptr, rows_at(keys, value_steps), present, value_width)
         scores = product(query_block, tl.trans(key_block))
@@ -347,7 +347,7 @@ def key_gradient_kernel(
         query_part = (part[0], head, part[2], part[3], part[4])
         query_start = tile_of_box(number % per_head, box, tiles, query_shape)
         queries = places_of(query_start, query_shape)
-        query_present = places_present(queries, lengths)
+        query_present = places_present(queries, box_stop)
         head_ptr = part_at(query_ptr, query_steps, query_part)
         query_rows = rows_at(queries, axis_steps(query_steps, dilation))
         query_block = load_places(head_ptr, query_rows, query_present, width)
