@@ -1,4 +1,41 @@
-// Small helpers of the pages made from data. Without this file every table and map is still whole.
+// Small helpers of the pages. Without this file every table, map and equation is still whole.
+
+// Equations on a phone. This must be said before MathJax starts: in the middle, a numbered equation
+// would keep as much room at its left as its number takes at its right.
+if (window.MathJax && matchMedia("(max-width: 600px)").matches) {
+  Object.assign(window.MathJax.svg, { displayAlign: "left", displayIndent: "0" });
+  window.MathJax.startup = {
+    pageReady() {
+      document.querySelectorAll(".bd-article div.math").forEach(breakLines);
+      return window.MathJax.startup.defaultPageReady().then(fitEquations);
+    },
+  };
+}
+
+// Two statements beside each other, `a, \qquad b`, become two lines.
+function breakLines(box) {
+  const tex = box.textContent;
+  const others = tex.replace(/\\(begin|end)\{aligned\}/g, "");
+  if (!tex.includes("\\qquad") || /\\begin|\\left\b/.test(others)) return;
+  let depth = 0;
+  const broken = tex.replace(/\\qquad|\\?[{}]/g, (found) => {
+    if (found === "\\qquad") return depth ? found : "\\cr &";
+    depth += { "{": 1, "}": -1 }[found] || 0;
+    return found;
+  });
+  const [, start, body, end] = /^(\s*\\\[)([^]*?)((?:\\tag\{[^}]*\})?\s*\\\]\s*)$/.exec(broken) || [];
+  if (!start) return;
+  const rows = others === tex ? `\\begin{aligned} &${body} \\end{aligned}` : body;
+  box.textContent = `${start} ${rows} ${end}`;
+}
+
+// What is still too wide becomes smaller, as long as it can be read.
+function fitEquations() {
+  document.querySelectorAll(".bd-article div.math").forEach((box) => {
+    const share = box.clientWidth / box.scrollWidth;
+    if (share < 1) box.style.fontSize = `${Math.max(0.76, 0.99 * share)}em`;
+  });
+}
 
 document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".filtered").forEach(filterTable);
@@ -6,8 +43,12 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".map").forEach(quietMap);
   document.querySelectorAll("nav summary").forEach(nameSummary);
   document.querySelectorAll("div.cell.tag_setup").forEach(foldSetup);
-  document.querySelectorAll(".tag_solution details.hide > summary").forEach(nameSolution);
+  document.querySelectorAll("details.hide > summary").forEach(nameFold);
   document.querySelectorAll("p > strong:first-child").forEach(markExercise);
+  document.querySelectorAll(".bd-article span.math").forEach(keepPunctuation);
+  document.querySelectorAll("figure.attn-figure:not(.attn-frames) > img").forEach(letScroll);
+  document.querySelectorAll(".bd-article :is(.attn-wide, div.math, div.cell_output pre)").forEach(
+    (box) => widths.observe(box));
 });
 
 // Show the rows that hold all the words and match every choice.
@@ -82,12 +123,49 @@ function foldSetup(cell) {
   fold.append(cell);
 }
 
-// The solution of an exercise is a folded cell; its fold says so.
-function nameSolution(summary) {
-  summary.textContent = "Solution";
+// A fold is called by the words that it shows; a folded cell that solves an exercise says so.
+function nameFold(summary) {
+  summary.removeAttribute("aria-label");
+  if (summary.closest(".tag_solution")) summary.textContent = "Solution in code";
 }
 
 // An exercise begins with a bold heading line in plain Markdown; give that line its style.
 function markExercise(strong) {
   if (strong.textContent.startsWith("Exercise ")) strong.parentElement.classList.add("exercise-head");
 }
+
+// A comma or a bracket after inline mathematics stays on its line, and a bracket before it too.
+function keepPunctuation(math) {
+  const before = touching(math.previousSibling, /[(\[“‘]+$/);
+  const after = touching(math.nextSibling, /^[.,;:)\]!?’”…]+/);
+  if (!before && !after) return;
+  const line = document.createElement("span");
+  line.className = "one-line";
+  math.before(line);
+  line.append(...[before, math, after].filter(Boolean));
+}
+
+// The part of a neighbouring text that matches, as a node of its own.
+function touching(node, pattern) {
+  const found = node?.nodeType === Node.TEXT_NODE && pattern.exec(node.data);
+  if (!found) return null;
+  const part = found.index ? node.splitText(found.index) : node;
+  if (part.length > found[0].length) part.splitText(found[0].length);
+  return part;
+}
+
+// A picture gets a box of its own, in which a narrow screen scrolls it and not its caption.
+function letScroll(image) {
+  const box = document.createElement("div");
+  box.className = "attn-wide";
+  image.before(box);
+  box.append(image);
+}
+
+// What is wider than its box can be reached by keyboard.
+const widths = new ResizeObserver((boxes) => {
+  boxes.forEach(({ target }) => {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  });
+});
