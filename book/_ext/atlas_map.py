@@ -81,10 +81,12 @@ def mechanism_stop(mechanism, chapter, link) -> str:
 
 
 def equation(mechanism) -> str:
+    """The equation; where it is two statements, a narrow card may break the line between them."""
     tex = mechanism.get("equation")
     if not tex:
         return ""
-    return f'<div class="map-equation math notranslate nohighlight">\\({escape(tex)}\\)</div>'
+    statements = " ".join(f"\\({escape(part)}\\)" for part in tex.replace(",\\;", ",&").split("&"))
+    return f'<div class="map-equation math notranslate nohighlight">{statements}</div>'
 
 
 def stop(kind, anchor, detail) -> str:
