@@ -77,7 +77,7 @@ def section(name: str, compiled: dict, triton: str, devices: list[dict]) -> str:
         f'<section class="kernel" id="{name}"><h3><code>{name}</code></h3>'
         f"<p>{escape(first_sentence(name))} "
         f"Its file is <code>kernels/{name}.py</code>.</p>"
-        f"{compiler_report(name, compiled, triton)}{times or not_measured()}</section>"
+        f"{times or not_measured()}{compiler_report(name, compiled, triton)}</section>"
     )
 
 
@@ -107,7 +107,7 @@ def hashes():
 
 
 def compiler_report(name: str, compiled: dict, triton: str) -> str:
-    """A line for each chip, and folded away a line for each launch."""
+    """One line, and folded away a row for each chip and a row for each launch."""
     launches = compiled["launches"]
     chips = sorted({launch["chip"] for launch in launches})
     heads = "".join(
@@ -121,14 +121,27 @@ def compiler_report(name: str, compiled: dict, triton: str) -> str:
         else stale("The file has changed since it was compiled for this table.")
     )
     return (
-        f"{old}<p>Compiled by Triton {escape(triton)}, on a machine without a GPU:</p>"
+        f"{old}<details><summary>{compiled_in_short(launches, chips)}</summary>"
+        f"<p>Compiled by Triton {escape(triton)}, on a machine without a GPU. KiB are of shared "
+        "memory.</p>"
         + in_wrapper(
             f"What {name} needs on each chip",
             f'<table class="numbers kernel-chips"><thead><tr>{heads}</tr></thead>'
             f"<tbody>{rows}</tbody></table>",
         )
-        + f"<details><summary>Each compilation</summary>{launch_table(name, launches, chips)}"
-        "</details>"
+        + f"{launch_table(name, launches, chips)}</details>"
+    )
+
+
+def compiled_in_short(launches: list[dict], chips: list[int]) -> str:
+    fine = [launch for launch in launches if not launch["error"]]
+    broken = len(launches) - len(fine)
+    most_registers = max((launch["registers"] for launch in fine), default=0)
+    most_spilled = max((launch["spilled"] for launch in fine), default=0)
+    return (
+        f"Compiled for {len(chips)} chip{'s' * (len(chips) > 1)}: at most {most_registers} "
+        f"registers, {f'up to {spilled(most_spilled)}' if most_spilled else 'none'} spilled"
+        + (f", {broken} of {len(launches)} compilations refused" if broken else "")
     )
 
 
@@ -165,18 +178,21 @@ def memory(count: int) -> str:
 
 
 def launch_table(name: str, launches: list[dict], chips: list[int]) -> str:
-    """A row for each launch, three columns for each chip."""
+    """A row for each launch, some columns for each chip: what no launch spills has no column."""
     found: dict[str, dict] = {}
     for launch in launches:
         plain = launch["launch"].removesuffix(f", sm_{launch['chip']}")
         found.setdefault(plain, {})[launch["chip"]] = launch
-    groups = "".join(f'<th scope="colgroup" colspan="3">sm_{chip}</th>' for chip in chips)
-    heads = "".join(
-        f'<th scope="col">{head}</th>' for _ in chips for head in ("registers", "spilled", "KiB")
+    columns = ["registers", "spilled", "KiB"]
+    if not any(launch.get("spilled") for launch in launches):
+        columns.remove("spilled")
+    groups = "".join(
+        f'<th scope="colgroup" colspan="{len(columns)}">sm_{chip}</th>' for chip in chips
     )
+    heads = "".join(f'<th scope="col">{head}</th>' for _ in chips for head in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(label)}</th>'
-        + "".join(launch_cells(by_chip.get(chip)) for chip in chips)
+        + "".join(launch_cells(by_chip.get(chip), columns) for chip in chips)
         + "</tr>"
         for label, by_chip in found.items()
     )
@@ -187,15 +203,16 @@ def launch_table(name: str, launches: list[dict], chips: list[int]) -> str:
     )
 
 
-def launch_cells(launch: dict | None) -> str:
-    if launch is None:
-        return '<td colspan="3">not for this chip</td>'
-    if launch["error"]:
-        return '<td colspan="3">refused</td>'
-    return (
-        f"<td>{launch['registers']}</td><td>{launch['spilled'] or ''}</td>"
-        f"<td>{launch['shared'] / 1024:.0f}</td>"
-    )
+def launch_cells(launch: dict | None, columns: list[str]) -> str:
+    if launch is None or launch["error"]:
+        said = "refused" if launch else "not for this chip"
+        return f'<td colspan="{len(columns)}">{said}</td>'
+    numbers = {
+        "registers": launch["registers"],
+        "spilled": launch["spilled"] or "",
+        "KiB": f"{launch['shared'] / 1024:.0f}",
+    }
+    return "".join(f"<td>{numbers[column]}</td>" for column in columns)
 
 
 def stale(sentence: str) -> str:

@@ -179,6 +179,28 @@ def test_launches_of_several_chips_share_a_row(tmp_path):
     assert rows == ["forward, fp32 60 41 70 41", "backward 80 41 not for this chip"]
 
 
+@pytest.mark.parametrize(
+    "change, said, columns",
+    [
+        ({}, "Compiled for 1 chip: at most 60 registers, none spilled", "registers KiB"),
+        (
+            {"spilled": 1056},
+            "Compiled for 1 chip: at most 60 registers, up to 1,056 bytes spilled",
+            "registers spilled KiB",
+        ),
+        (
+            {"error": "no"},
+            "Compiled for 1 chip: at most 0 registers, none spilled, 1 of 1 compilations refused",
+            "registers KiB",
+        ),
+    ],
+)
+def test_the_fold_says_in_short_what_the_compiler_said(tmp_path, change, said, columns):
+    page = page_of(tmp_path, launches=[USED | change])
+    assert words(page.select_one("section.kernel summary")) == said
+    assert words(page.select("table.kernel-launches thead tr")[1]) == columns
+
+
 def test_an_old_compiler_report_is_shown_as_old(tmp_path):
     page = page_of(tmp_path, source="another")
     assert "changed since it was compiled" in words(page.select_one(".old"))
