@@ -57,7 +57,7 @@ def cost_plot(
         raise ValueError(f"series: got {len(series)} lines, expected at most {len(LINE_COLORS)}")
     figure, axes = plt.subplots(figsize=(WIDTH, 3.5))
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    labels, ends = [], []
+    labels, lines = [], []
     for (name, (lengths, values)), color, marker in zip(
         series.items(), LINE_COLORS, LINE_MARKERS, strict=False
     ):
@@ -71,9 +71,9 @@ def cost_plot(
             axes.plot(n[long], guide, color=QUIET_INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.plot(n, y, color=color, marker=marker, linestyle="-")
         labels.append(label)
-        ends.append(y[-1])
+        lines.append((n, y))
     _mark_measured_lengths(axes, [n for n, _ in series.values()])
-    label_lines(axes, labels, ends, LINE_COLORS[: len(labels)])
+    label_lines(axes, labels, lines, LINE_COLORS[: len(labels)])
     return figure
 
 

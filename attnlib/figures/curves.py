@@ -36,7 +36,7 @@ def curves(
         raise ValueError(f"series: got {len(series)} lines, expected at most {len(LINE_COLORS)}")
     figure, axes = plt.subplots(figsize=(WIDTH, 3.2))
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
-    ends = []
+    lines = []
     for (name, (x, y)), color, dash in zip(series.items(), LINE_COLORS, LINE_DASHES, strict=False):
         x, runs = np.asarray(x, dtype=np.float64), np.atleast_2d(np.asarray(y, dtype=np.float64))
         if x.ndim != 1 or runs.ndim != 2 or runs.shape[1] != len(x):
@@ -48,7 +48,7 @@ def curves(
             band = (runs.min(axis=0), runs.max(axis=0))
             axes.fill_between(x, *band, color=color, alpha=0.18, linewidth=0)
         axes.plot(x, mean, color=color, linestyle=dash, label=name)
-        ends.append(mean[-1])
+        lines.append((x, mean))
     axes.margins(x=0)
     if xscale == "linear" and all(
         (np.mod(np.asarray(x, dtype=np.float64), 1) == 0).all() for x, _ in series.values()
@@ -61,10 +61,10 @@ def curves(
     names, colors = list(series), LINE_COLORS[: len(series)]
     if len(series) > MOST_DIRECT_LABELS:
         axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), handlelength=3)
-        names, colors, ends = [], [], []
+        names, colors, lines = [], [], []
     names += list(reference or {})
-    ends += list((reference or {}).values())
+    lines += [(axes.get_xlim(), (height, height)) for height in (reference or {}).values()]
     colors += [QUIET_INK] * len(reference or {})
     if names:
-        label_lines(axes, names, ends, colors)
+        label_lines(axes, names, lines, colors)
     return figure

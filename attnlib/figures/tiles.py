@@ -25,7 +25,7 @@ def tile_picture(
     step: int,
     query_offset: int = 0,
 ) -> tuple[Figure, str]:
-    """Draw step number `step` of the walk over the tiles; returns (figure, sentence).
+    """Draw step number `step` of the walk over the tiles, from 1; returns (figure, sentence).
 
     The large square is the scores, which never exist as a whole. Above it lie keys and values, at
     the left the queries, at the right the reads. Marked are the blocks that this step moves, the
@@ -35,17 +35,20 @@ def tile_picture(
     table = tile_table(support, queries, keys, tile=tile, query_offset=query_offset)
     walk = tile_walk(table)
     seen = visible_pairs(support, queries, keys, query_offset=query_offset)
-    now = walk[step]
+    if not 1 <= step <= len(walk):
+        raise ValueError(f"step: got {step}, expected 1 to {len(walk)}")
+    now = walk[step - 1]
     figure, axes = plt.subplots(figsize=(WIDTH * 0.66, WIDTH * 0.61 * queries / keys))
     axes.set_aspect("equal")
     axes.set_xlim(-4.2, keys + 4.2)
     axes.set_ylim(queries + 0.7, -4.0)
     axes.axis("off")
 
-    visited = walk[: step + 1]
+    visited = walk[:step]
     for past in visited[:-1]:
         if past.key_block is not None:
             _tile(axes, past, tile, queries, keys, color=DONE, alpha=0.28)
+            _masked(axes, past, tile, seen)
     for query_block, row in enumerate(table.tolist()):
         for key_block, state in enumerate(row):
             place = TileStep(query_block, key_block, state)
@@ -64,9 +67,9 @@ def tile_picture(
 def tile_steps(
     support: Callable, queries: int, keys: int, *, tile: tuple[int, int], query_offset: int = 0
 ) -> Sequence[int]:
-    """The numbers of the steps, for the slider of `frames`."""
+    """The numbers of the steps, from 1, for the slider of `frames`."""
     table = tile_table(support, queries, keys, tile=tile, query_offset=query_offset)
-    return range(len(tile_walk(table)))
+    return range(1, len(tile_walk(table)) + 1)
 
 
 def sentence(
@@ -74,7 +77,7 @@ def sentence(
 ) -> str:
     """What one step does, in words."""
     rows = _span(now.query_block, tile[0], queries)
-    start = f"step {step + 1} of {count}: "
+    start = f"step {step} of {count}: "
     if now.key_block is None:
         return start + f"divide, write reads {rows}"
     columns = _span(now.key_block, tile[1], keys)
@@ -137,9 +140,9 @@ def _cross(axes: Axes, place: TileStep, tile, queries: int, keys: int) -> None:
         axes.plot((left, right), ys, color=QUIET_INK, linewidth=0.5, linestyle="-")
 
 
-def _masked(axes: Axes, now: TileStep, tile, seen: np.ndarray) -> None:
-    """The pairs of the present tile that are outside the support."""
-    left, top = now.key_block * tile[1], now.query_block * tile[0]
+def _masked(axes: Axes, place: TileStep, tile, seen: np.ndarray) -> None:
+    """The pairs of a tile that are outside the support: computed and thrown away."""
+    left, top = place.key_block * tile[1], place.query_block * tile[0]
     part = seen[top : top + tile[0], left : left + tile[1]]
     for row, column in np.argwhere(~part):
         axes.add_patch(

@@ -85,3 +85,23 @@ def test_three_lines_have_direct_labels_and_more_have_a_legend():
 def test_curves_refuse_points_that_do_not_match():
     with pytest.raises(ValueError, match=r"series\['a'\]"):
         figures.curves({"a": ([0, 1, 2], [1, 2])}, xlabel="x", ylabel="y")
+
+
+def test_a_line_that_ends_early_is_labeled_at_its_end():
+    lines = {
+        "rises": ([0, 1], [0, 1]),
+        "falls": ([0, 1], [5, 4]),
+        "goes on": ([0, 4], [2, 3]),
+        "nearly": ([0, 3.6], [1, 2.5]),
+    }
+    for names in (("rises", "goes on"), ("falls", "goes on"), ("nearly", "goes on")):
+        axes = figures.curves({name: lines[name] for name in names}, xlabel="x", ylabel="y").axes[0]
+        axes.figure.draw_without_rendering()
+        box = axes.texts[0].get_window_extent().transformed(axes.transData.inverted())
+        x, y = (values[-1] for values in lines[names[0]])
+        assert (box.x1 < x + 0.01) == (names[0] != "nearly")
+        assert (box.y0 > y, box.y1 < y) == {
+            "rises": (True, False),
+            "falls": (False, True),
+            "nearly": (False, False),
+        }[names[0]]
