@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnlib import attend, chunked_softmax_attention
-from attnlib.counting import largest_tensor
+from attnlib.counting import bytes_touched, largest_tensor
 
 
 def test_an_outer_product_makes_a_table():
@@ -59,3 +59,16 @@ def test_attention_in_chunks_never_makes_the_whole_table():
     assert largest_tensor(lambda: attend(query, key, key)) == 48 * 64
     in_chunks = largest_tensor(lambda: chunked_softmax_attention(query, key, key, chunk=16))
     assert in_chunks == 16 * 16 > query.numel()
+
+
+def test_bytes_of_each_operation_are_added_up():
+    matrix = torch.ones(4, 4)  # 64 bytes
+    assert bytes_touched(lambda: matrix + matrix) == 3 * 64
+    assert bytes_touched(lambda: (matrix + 1).exp()) == 4 * 64  # in, out, in, out
+
+
+def test_views_touch_nothing_and_writing_in_place_does():
+    matrix = torch.ones(4, 4)
+    assert bytes_touched(lambda: matrix.T[1:].reshape(4, 3)[:2]) == 2 * 48  # reshape copies
+    assert bytes_touched(lambda: matrix.expand(5, 4, 4).transpose(0, 1)) == 0
+    assert bytes_touched(lambda: matrix.mul_(2)) == 2 * 64
