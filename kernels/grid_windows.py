@@ -129,6 +129,36 @@ def last_place(start, lengths, shape: tl.constexpr):
 
 
 @triton.jit
+def box_of_keys(
+    start,
+    lengths,
+    shape: tl.constexpr,
+    window: tl.constexpr,
+    stride: tl.constexpr,
+    is_causal: tl.constexpr,
+):
+    """The keys that some query of a tile sees: the first, and the place after the last."""
+    first, _ = keys_of(start, lengths, window, stride, is_causal)
+    _, stop = keys_of(last_place(start, lengths, shape), lengths, window, stride, is_causal)
+    return first, stop
+
+
+@triton.jit
+def box_of_queries(
+    start,
+    lengths,
+    shape: tl.constexpr,
+    window: tl.constexpr,
+    stride: tl.constexpr,
+    is_causal: tl.constexpr,
+):
+    """The queries that see some key of a tile: the first, and the place after the last."""
+    first, _ = queries_of(start, lengths, window, stride, is_causal)
+    _, stop = queries_of(last_place(start, lengths, shape), lengths, window, stride, is_causal)
+    return first, stop
+
+
+@triton.jit
 def tiles_in_box(first, stop, shape: tl.constexpr):
     """How many tiles cover a box, on each axis."""
     return (

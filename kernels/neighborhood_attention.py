@@ -40,20 +40,22 @@ What it moves, per head with b bytes a number and N places: forward b N (2 D + 2
 Backward reads those and g, and writes three gradients.
 
 What it computes: with W keys in a window, forward 2 N W (D + E) operations, backward 2.5 times as
-many; and those of the box that its queries do not see: at 13 x 13, 640 keys a query for 169.
+many (ours computes s and dL/dp in both kernels: 3.5 times); and those of the box that its queries
+do not see: at 13 x 13, 640 keys a query for 169.
 
 The bound: an H200 multiplies about 790e12 bf16 operations a second and copies 4.3e12 bytes. On
 128 x 128 places with D = 64, B = H = 16 and a 13 x 13 window, forward moves 2.2e9 bytes (0.50 ms)
 for 1.8e11 operations (0.23 ms): memory decides. With what the tiles add it is 6.9e11 operations,
-0.87 ms: products decide. In one dimension, windows of 2048 are 94 % of what 128 queries walk over.
+0.87 ms: products decide. In one dimension, a window of 2048 is 94 % of what a tile walks over.
 
 Exponents are base 2, as in `flash_attention.py`.
 
-Sources: Hassani et al., "Neighborhood Attention Transformer", 2023, section 3.1 (the window and its
-border); Hassani and Shi, "Dilated Neighborhood Attention Transformer", 2022 (dilation); Hassani et
-al., "Faster Neighborhood Attention", 2024 (tiles of several axes, the causal rule by axis); Hassani
-et al., "Generalized Neighborhood Attention", 2025, arXiv:2504.16922 (even windows, stride). Where
-the papers leave a choice, the package NATTEN 0.21 decides.
+Sources: Hassani et al., "Neighborhood Attention Transformer", 2023 (the window, shifted at a
+border); Hassani and Shi, "Dilated Neighborhood Attention Transformer", 2022; Hassani et al.,
+"Faster Neighborhood Attention", 2024 (tiles of several axes, the causal rule by axis); Hassani et
+al., "Generalized Neighborhood Attention", 2025, arXiv:2504.16922 (stride). Which query leads, and
+to which side an even window leans, is what the reference mask of the package NATTEN 0.21.7 says
+(csrc/include/natten/cuda/reference/mask.hpp).
 """
 
 import torch
@@ -70,9 +72,10 @@ from attnlib.kernels.grid_launch import (
 )
 from attnlib.kernels.grid_windows import (
     axis_steps,
+    box_of_keys,
+    box_of_queries,
     in_sight,
     keys_of,
-    last_place,
     load_places,
     my_tile,
     part_at,
@@ -127,11 +130,13 @@ def neighborhood_attention(
     On a causal axis the leader is the last query of the group, min(i // s * s + s - 1, L - 1), and
     query i sees the keys from max(leader - W + 1, 0) to i. So every query sees itself, and as many
     keys as the window has unless an axis is causal. stride = window is attention within blocks.
+    These are the rules of NATTEN, but for a window of 1, which NATTEN refuses.
 
     scale is D ** -0.5 unless given. Finite for scores up to 1e4; a float32 weight then has a
     relative error near 1e4 * 2^-24. float16 and bfloat16 are summed in float32, float32 is
-    multiplied in full precision (no tf32). Gradients flow to query, key and value, once (no second
-    derivative).
+    multiplied in full precision (no tf32). A key that a query does not see changes no bit of what
+    the query reads, as long as it is finite. Gradients flow to query, key and value, once (there is
+    no second derivative).
 
     Cost: 2 (D + E) operations a pair of a query and a key in the box of its tile, memory linear in
     the places. Batch axes that do not fold into one are copied; all other layouts are read where
@@ -202,9 +207,7 @@ def forward_kernel(
     accumulator = tl.zeros([rows.shape[0], padded(value_width)], arithmetic)
 
     first, stop = keys_of(queries, lengths, window, stride, is_causal)
-    box, _ = keys_of(start, lengths, window, stride, is_causal)
-    last = last_place(start, lengths, query_shape)
-    _, box_stop = keys_of(last, lengths, window, stride, is_causal)
+    box, box_stop = box_of_keys(start, lengths, query_shape, window, stride, is_causal)
     tiles = tiles_in_box(box, box_stop, key_shape)
     for number in range(0, tiles[0] * tiles[1] * tiles[2]):
         key_start = tile_of_box(number, box, tiles, key_shape)
@@ -277,9 +280,7 @@ def query_gradient_kernel(
     grad_query = tl.zeros([rows.shape[0], padded(width)], arithmetic)
 
     first, stop = keys_of(queries, lengths, window, stride, is_causal)
-    box, _ = keys_of(start, lengths, window, stride, is_causal)
-    last = last_place(start, lengths, query_shape)
-    _, box_stop = keys_of(last, lengths, window, stride, is_causal)
+    box, box_stop = box_of_keys(start, lengths, query_shape, window, stride, is_causal)
     tiles = tiles_in_box(box, box_stop, key_shape)
     for number in range(0, tiles[0] * tiles[1] * tiles[2]):
         key_start = tile_of_box(number, box, tiles, key_shape)
@@ -337,9 +338,7 @@ def key_gradient_kernel(
     grad_value = tl.zeros([key_rows.shape[0], padded(value_width)], arithmetic)
 
     first, stop = queries_of(keys, lengths, window, stride, is_causal)
-    box, _ = queries_of(start, lengths, window, stride, is_causal)
-    last = last_place(start, lengths, key_shape)
-    _, box_stop = queries_of(last, lengths, window, stride, is_causal)
+    box, box_stop = box_of_queries(start, lengths, key_shape, window, stride, is_causal)
     tiles = tiles_in_box(box, box_stop, query_shape)
     per_head = tiles[0] * tiles[1] * tiles[2]
     for number in range(0, group * per_head):
