@@ -5,24 +5,39 @@ is in `gpu.py`. The package can be imported without Triton: `available()` is Fal
 kernel that is called raises an ImportError.
 """
 
+from attnlib.kernels.block_lists import BlockLists, block_lists
 from attnlib.kernels.launch import available, missing_kernel, suits
 
 if available():
+    from attnlib.kernels.block_sparse_attention import block_sparse_attention
+    from attnlib.kernels.block_sparse_filter import filtered_block_sparse_attention
     from attnlib.kernels.flash_attention import flash_attention
+    from attnlib.kernels.linear_attention import linear_attention
+    from attnlib.kernels.linear_attention_step import linear_attention_step
     from attnlib.kernels.masked_softmax import masked_softmax
     from attnlib.kernels.neighborhood_attention import neighborhood_attention
     from attnlib.kernels.sigmoid_attention import sigmoid_attention
     from attnlib.kernels.split_decode import split_decode
 else:
+    block_sparse_attention = missing_kernel("block_sparse_attention")
+    filtered_block_sparse_attention = missing_kernel("filtered_block_sparse_attention")
     flash_attention = missing_kernel("flash_attention")
+    linear_attention = missing_kernel("linear_attention")
+    linear_attention_step = missing_kernel("linear_attention_step")
     masked_softmax = missing_kernel("masked_softmax")
     neighborhood_attention = missing_kernel("neighborhood_attention")
     sigmoid_attention = missing_kernel("sigmoid_attention")
     split_decode = missing_kernel("split_decode")
 
 __all__ = [
+    "BlockLists",
     "available",
+    "block_lists",
+    "block_sparse_attention",
+    "filtered_block_sparse_attention",
     "flash_attention",
+    "linear_attention",
+    "linear_attention_step",
     "masked_softmax",
     "neighborhood_attention",
     "sigmoid_attention",

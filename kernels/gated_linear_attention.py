@@ -54,7 +54,6 @@ from attnlib.kernels.launch import on_device_of
 from attnlib.kernels.linear_states import (
     choices_for,
     chunks_of,
-    load_behind,
     load_part,
     my_chunk,
     problem,
@@ -72,27 +71,33 @@ def levels_of(chunk_size):
 
 
 @triton.jit
-def sums_within(tile, size: tl.constexpr, reverse: tl.constexpr):
-    """Running sums down the rows of a tile, or up, that start anew after every `size` rows."""
-    rows: tl.constexpr = tile.shape[0]
-    columns: tl.constexpr = tile.shape[1]
-    pieces = tl.reshape(tile, [rows // size, size, columns])
-    return tl.reshape(tl.cumsum(pieces, 1, reverse=reverse), [rows, columns])
+def split_here(rows: tl.constexpr, level):
+    """Which pairs (t, s) this level splits, with halves of 2^level tokens: s in the first, t in
+    the second half of the same piece.
+    """
+    t, s = tl.arange(0, rows)[:, None], tl.arange(0, rows)[None, :]
+    return (t > s) & ((t >> level) == ((s >> level) ^ 1))
 
 
 @triton.jit
-def factors(log_decay, behind, half: tl.constexpr):
-    """exp of log a from the start of a half to each token in it, and from behind it to the end."""
-    rows = tl.arange(0, behind.shape[0])[:, None]
-    behind = tl.where((rows + 1) % half == 0, 0.0, behind)  # that row is of the next half
-    return tl.exp(sums_within(log_decay, half, False)), tl.exp(sums_within(behind, half, True))
+def in_second_half(rows: tl.constexpr, level):
+    """Which tokens are in the second half of their piece, as a column."""
+    return (tl.arange(0, rows)[:, None] >> level) % 2 == 1
 
 
 @triton.jit
-def split_here(rows: tl.constexpr, half: tl.constexpr):
-    """Which pairs (t, s) this level splits: t in the half that follows the half of s."""
-    t, s = tl.arange(0, rows)[:, None] // half, tl.arange(0, rows)[None, :] // half
-    return (t == s + 1) & (s % 2 == 0)
+def sums_of_next_level(until, behind, level):
+    """The sums of log a in halves that are twice as long, from those in halves of 2^level tokens.
+
+    `until` sums from the start of the half to the token, `behind` from behind the token to the end
+    of the half. Each half takes in the sum of the other half of its piece, which stands in the last
+    row of that one.
+    """
+    half = tl.arange(0, until.shape[0])[:, None] >> level
+    last_of_other = ((half ^ 1) << level) + (1 << level) - 1
+    other = tl.gather(until, tl.broadcast_to(last_of_other, until.shape), 0)
+    second = in_second_half(until.shape[0], level)
+    return tl.where(second, until + other, until), tl.where(second, behind, behind + other)
 
 
 @triton.jit
@@ -124,19 +129,15 @@ def score_kernel(
         keys = load_part(key_ptr, start, key_steps[2], present, first, width, key_part)
         step = decay_steps[2]
         log_decay = load_part(log_decay_ptr, start, step, present, first, width, key_part)
-        behind = load_behind(
-            log_decay_ptr, start, step, token_count, first, width, key_part, chunk_size
-        )
-        dtype = keys.dtype
-        queries, keys = queries.to(arithmetic), keys.to(arithmetic)
-        log_decay, behind = log_decay.to(arithmetic), behind.to(arithmetic)
-        own = tl.sum(queries * keys, 1)[:, None]
+        own = tl.sum(queries.to(arithmetic) * keys.to(arithmetic), 1)[:, None]
         scores += tl.where(tokens[:, None] == tokens[None, :], own, 0.0)
-        for level in tl.static_range(levels_of(chunk_size)):
-            from_middle, to_middle = factors(log_decay, behind, 2**level)
-            later, earlier = (queries * from_middle).to(dtype), (keys * to_middle).to(dtype)
-            pairs = split_here(chunk_size, 2**level)
-            scores += tl.where(pairs, product(later, tl.trans(earlier)), 0.0)
+        until, behind = log_decay.to(arithmetic), tl.zeros([chunk_size, key_part], arithmetic)
+        for level in range(levels_of(chunk_size)):
+            later = (queries.to(arithmetic) * tl.exp(until)).to(keys.dtype)
+            earlier = (keys.to(arithmetic) * tl.exp(behind)).to(keys.dtype)
+            pairs = product(later, tl.trans(earlier))
+            scores += tl.where(split_here(chunk_size, level), pairs, 0.0)
+            until, behind = sums_of_next_level(until, behind, level)
     scores_ptr += (batch * heads + head).to(tl.int64) * token_count * chunk_size
     store_part(scores_ptr, start, scores, present, 0, chunk_size, chunk_size)
 
@@ -201,182 +202,6 @@ def gated_read_kernel(
     store_part(read_ptr, start, read * scale, present, first_value, value_width, value_part)
 
 
-@triton.jit
-def gated_gradient_kernel(
-    query_ptr,
-    key_ptr,
-    value_ptr,
-    log_decay_ptr,
-    states_ptr,
-    grad_states_ptr,
-    grad_read_ptr,
-    grad_query_ptr,
-    grad_key_ptr,
-    grad_log_decay_ptr,
-    query_steps,
-    key_steps,
-    value_steps,
-    decay_steps,
-    counts,
-    scale: tl.constexpr,
-    width: tl.constexpr,
-    value_width: tl.constexpr,
-    arithmetic: tl.constexpr,
-    chunk_size: tl.constexpr,
-    key_part: tl.constexpr,
-    value_part: tl.constexpr,
-):
-    token_count, heads = counts
-    start, part, batch, head = my_chunk(token_count, heads, chunk_size, tl.cdiv(width, key_part))
-    batch_and_head = (batch * heads + head).to(tl.int64)
-    first_key = part * key_part
-    query_ptr = head_at(query_ptr, query_steps, batch, head)
-    key_ptr = head_at(key_ptr, key_steps, batch, head)
-    value_ptr = head_at(value_ptr, value_steps, batch, head)
-    log_decay_ptr = head_at(log_decay_ptr, decay_steps, batch, head)
-    grad_read_ptr += batch_and_head * token_count * value_width
-    row = state_row(batch_and_head, token_count, start, chunk_size, width) + first_key
-    tokens = tl.arange(0, chunk_size)
-    present = start + tokens < token_count
-    channels = first_key + tl.arange(0, key_part) < width
-
-    # What passes through the states.
-    grad_scores = tl.zeros([chunk_size, chunk_size], arithmetic)
-    grad_query = tl.zeros([chunk_size, key_part], arithmetic)
-    grad_key = tl.zeros([chunk_size, key_part], arithmetic)
-    across = tl.zeros([key_part], arithmetic)
-    for first_value in range(0, value_width, value_part):
-        grad_read = load_part(
-            grad_read_ptr, start, value_width, present, first_value, value_width, value_part
-        )
-        values = load_part(
-            value_ptr, start, value_steps[2], present, first_value, value_width, value_part
-        )
-        state_block = load_part(
-            states_ptr, row, value_width, channels, first_value, value_width, value_part
-        )
-        grad_state = load_part(
-            grad_states_ptr, row, value_width, channels, first_value, value_width, value_part
-        )
-        grad_scores += product(grad_read, tl.trans(values))
-        grad_query += product(grad_read, tl.trans(state_block))
-        grad_key += product(values, tl.trans(grad_state))
-        across += tl.sum(state_block.to(arithmetic) * grad_state.to(arithmetic), 1)
-    grad_scores *= scale
-
-    queries = load_part(query_ptr, start, query_steps[2], present, first_key, width, key_part)
-    keys = load_part(key_ptr, start, key_steps[2], present, first_key, width, key_part)
-    step = decay_steps[2]
-    log_decay = load_part(log_decay_ptr, start, step, present, first_key, width, key_part)
-    behind = load_behind(
-        log_decay_ptr, start, step, token_count, first_key, width, key_part, chunk_size
-    )
-    dtype = keys.dtype
-    queries, keys = queries.to(arithmetic), keys.to(arithmetic)
-    log_decay, behind = log_decay.to(arithmetic), behind.to(arithmetic)
-    from_the_start, to_the_end = factors(log_decay, behind, chunk_size)
-    grad_query *= from_the_start * scale
-    grad_key *= to_the_end
-    # What leaves the last token of all fades nowhere here: it must not be added and taken away.
-    fading = tokens[:, None] < token_count - 1 - start
-    leaving = tl.where(fading, keys * grad_key, 0.0)
-    grad_log_decay = decay_gradient(queries * grad_query, leaving, chunk_size)
-    grad_log_decay += (across * tl.exp(tl.sum(log_decay, 0)))[None, :]
-
-    # What passes inside the chunk: from a token to itself, and level by level.
-    own = tl.sum(tl.where(tokens[:, None] == tokens[None, :], grad_scores, 0.0), 1)[:, None]
-    grad_query += own * keys
-    grad_key += own * queries
-    for level in tl.static_range(levels_of(chunk_size)):
-        from_middle, to_middle = factors(log_decay, behind, 2**level)
-        later, earlier = (queries * from_middle).to(dtype), (keys * to_middle).to(dtype)
-        pairs = tl.where(split_here(chunk_size, 2**level), grad_scores, 0.0).to(dtype)
-        grad_later = product(pairs, earlier) * from_middle
-        grad_earlier = product(tl.trans(pairs), later) * to_middle
-        grad_query += grad_later
-        grad_key += grad_earlier
-        grad_log_decay += decay_gradient(queries * grad_later, keys * grad_earlier, 2**level)
-
-    grad_query_ptr += batch_and_head * token_count * width
-    grad_key_ptr += batch_and_head * token_count * width
-    grad_log_decay_ptr += batch_and_head * token_count * width
-    store_part(grad_query_ptr, start, grad_query, present, first_key, width, key_part)
-    store_part(grad_key_ptr, start, grad_key, present, first_key, width, key_part)
-    store_part(grad_log_decay_ptr, start, grad_log_decay, present, first_key, width, key_part)
-
-
-@triton.jit
-def decay_gradient(arriving, leaving, size: tl.constexpr):
-    """What fades at each token: what arrives from before at it or later, what leaves before it."""
-    return sums_within(arriving, size, True) + (sums_within(leaving, size, False) - leaving)
-
-
-@triton.jit
-def gated_value_gradient_kernel(
-    key_ptr,
-    log_decay_ptr,
-    grad_states_ptr,
-    scores_ptr,
-    grad_read_ptr,
-    grad_value_ptr,
-    key_steps,
-    decay_steps,
-    counts,
-    scale: tl.constexpr,
-    width: tl.constexpr,
-    value_width: tl.constexpr,
-    arithmetic: tl.constexpr,
-    chunk_size: tl.constexpr,
-    key_part: tl.constexpr,
-    value_part: tl.constexpr,
-):
-    token_count, heads = counts
-    start, part, batch, head = my_chunk(
-        token_count, heads, chunk_size, tl.cdiv(value_width, value_part)
-    )
-    batch_and_head = (batch * heads + head).to(tl.int64)
-    first_value = part * value_part
-    key_ptr = head_at(key_ptr, key_steps, batch, head)
-    log_decay_ptr = head_at(log_decay_ptr, decay_steps, batch, head)
-    grad_read_ptr += batch_and_head * token_count * value_width
-    grad_value_ptr += batch_and_head * token_count * value_width
-    scores_ptr += batch_and_head * token_count * chunk_size
-    state = state_row(batch_and_head, token_count, start, chunk_size, width)
-    present = start + tl.arange(0, chunk_size) < token_count
-
-    scores = load_part(scores_ptr, start, chunk_size, present, 0, chunk_size, chunk_size)
-    grad_read = load_part(
-        grad_read_ptr, start, value_width, present, first_value, value_width, value_part
-    )
-    grad_value = product(tl.trans(scores), grad_read) * scale
-    for first_key in range(0, width, key_part):
-        channels = first_key + tl.arange(0, key_part) < width
-        keys = load_part(key_ptr, start, key_steps[2], present, first_key, width, key_part)
-        behind = load_behind(
-            log_decay_ptr,
-            start,
-            decay_steps[2],
-            token_count,
-            first_key,
-            width,
-            key_part,
-            chunk_size,
-        )
-        grad_state = load_part(
-            grad_states_ptr,
-            state + first_key,
-            value_width,
-            channels,
-            first_value,
-            value_width,
-            value_part,
-        )
-        to_the_end = tl.exp(tl.cumsum(behind.to(arithmetic), 0, reverse=True))
-        earlier = (keys.to(arithmetic) * to_the_end).to(grad_read.dtype)
-        grad_value += product(earlier, grad_state)
-    store_part(grad_value_ptr, start, grad_value, present, first_value, value_width, value_part)
-
-
 def gated_read_of(query, key, value, log_decay, states, scale) -> tuple[Tensor, Tensor]:
     """o, and the scores inside the chunks, which backward needs again: (B, H, N, C)."""
     layout = problem(query, value, log_decay)
@@ -405,37 +230,3 @@ def gated_read_of(query, key, value, log_decay, states, scale) -> tuple[Tensor, 
             **choices,
         )
     return read, scores
-
-
-def gated_gradients_of(
-    grad_read, query, key, value, log_decay, states, grad_states, scores, scale
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of query, key, value and log_decay."""
-    grad_query, grad_key, grad_value, grad_log_decay = (
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        for tensor in (query, key, value, log_decay)
-    )
-    layout = problem(query, value, log_decay)
-    with on_device_of(query):
-        choices = choices_for("gated query and key gradients", query, value)
-        parts = triton.cdiv(query.shape[-1], choices["key_part"])
-        gated_gradient_kernel[(chunks_of(query, choices) * parts,)](
-            *(query, key, value, log_decay, states, grad_states, grad_read),
-            *(grad_query, grad_key, grad_log_decay),
-            query_steps=query.stride()[:3],
-            key_steps=key.stride()[:3],
-            value_steps=value.stride()[:3],
-            **layout,
-            scale=scale,
-            **choices,
-        )
-        choices = choices_for("gated value gradient", query, value)
-        parts = triton.cdiv(value.shape[-1], choices["value_part"])
-        gated_value_gradient_kernel[(chunks_of(query, choices) * parts,)](
-            *(key, log_decay, grad_states, scores, grad_read, grad_value),
-            key_steps=key.stride()[:3],
-            **layout,
-            scale=scale,
-            **choices,
-        )
-    return grad_query, grad_key, grad_value, grad_log_decay

@@ -86,6 +86,21 @@ def load_behind(
     return load_part(ptr, start + 1, row_step, present, first_column, width, part)
 
 
+@triton.jit
+def load_log_decay(ptr, start, step, present, arithmetic: tl.constexpr):
+    """log a of the tokens of a chunk, (C,)."""
+    tokens = start + tl.arange(0, present.shape[0])
+    return tl.load(ptr + tokens.to(tl.int64) * step, mask=present, other=0.0).to(arithmetic)
+
+
+@triton.jit
+def fade(log_decay):
+    """e^{L_ts} as a C x C table, from log a (C,): one where t <= s."""
+    t = tl.arange(0, log_decay.shape[0])[:, None]
+    s = tl.arange(0, log_decay.shape[0])[None, :]
+    return tl.exp(tl.cumsum(tl.where(s < t, log_decay[:, None], 0.0), 0))
+
+
 @triton.constexpr_function
 def decay_part(decay_width, key_part):
     """How many columns of log_decay a tile of key channels needs: one where there is only one."""
@@ -283,7 +298,7 @@ def states_of(key, value, log_decay, initial_state) -> tuple[Tensor, Tensor]:
 def state_gradients_of(
     grad_read, grad_final_state, query, value, log_decay, has_initial_state, scale
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of the state at the end of each chunk, and of the initial state if there is one."""
+    """The gradient of the state at the end of each chunk, and of the initial state."""
     choices = choices_for("states", query, value)
     grad_states = new_states(query, value, choices)
     grad_initial_state = None
@@ -358,17 +373,18 @@ def renamed(choices: dict, width: int, value_width: int) -> dict:
     }
 
 
-# As `tile_choice` reads them, with a chunk for a query block and a part for a key block. The states
-# lie at the starts of chunks, so a dtype has the same chunk in all kernels on all chips.
+# As `tile_choice` reads them, with a chunk for a query block and a part for a key block. States lie
+# at the starts of chunks, so a dtype has one chunk in all kernels, on every chip. Parts are the
+# largest tried that spill no registers on Hopper (232,448) and on Ampere (101,376).
 TILES = {
-    ("states", 2): [(101_376, 256, 64, 64, 4, 3)],
-    ("read", 2): [(101_376, 256, 64, 64, 4, 2)],
-    ("query and key gradients", 2): [(101_376, 256, 64, 64, 8, 2)],
-    ("value gradient", 2): [(101_376, 256, 64, 64, 4, 2)],
+    ("states", 2): [(101_376, 256, 64, 64, 8, 3)],
+    ("read", 2): [(232_448, 256, 64, 128, 8, 2), (101_376, 256, 64, 64, 4, 2)],
+    ("query and key gradients", 2): [(232_448, 256, 64, 64, 8, 2), (101_376, 256, 64, 16, 8, 2)],
+    ("value gradient", 2): [(232_448, 256, 64, 128, 8, 2), (101_376, 256, 64, 64, 4, 2)],
     ("gated scores", 2): [(101_376, 256, 64, 64, 8, 1)],
-    ("gated read", 2): [(101_376, 256, 64, 64, 4, 2)],
-    ("gated query and key gradients", 2): [(101_376, 256, 64, 64, 8, 1)],
-    ("gated value gradient", 2): [(101_376, 256, 64, 64, 4, 2)],
+    ("gated read", 2): [(232_448, 256, 64, 128, 8, 2), (101_376, 256, 64, 64, 4, 2)],
+    ("gated gradients", 2): [(232_448, 256, 64, 32, 8, 1), (101_376, 256, 64, 16, 8, 1)],
+    ("gated value gradient", 2): [(232_448, 256, 64, 128, 8, 2), (101_376, 256, 64, 64, 8, 2)],
 }
-TILES |= {(name, 4): [(101_376, 256, 32, 32, 4, 1)] for name, _ in tuple(TILES)}
-TILES |= {(name, 8): [(101_376, 256, 16, 32, 4, 1)] for name, size in tuple(TILES) if size == 2}
+for wide in (4, 8):  # bytes a number; full precision is multiplied number by number, in registers
+    TILES |= {(kernel, wide): [(101_376, 256, 32, 32, 8, 1)] for kernel, _ in tuple(TILES)}

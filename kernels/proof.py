@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import torch
 
 KERNELS = (
+    "block_sparse_attention",
     "flash_attention",
+    "linear_attention",
+    "linear_attention_step",
     "masked_softmax",
     "neighborhood_attention",
     "sigmoid_attention",
