@@ -120,17 +120,18 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     yield case("sinks reach the window", 2, 257, splits=2, sinks=200, window=100)
     yield case("window of one key", 2, 100, window=1, sinks=1)
     yield case("window behind all keys", 1, 257, window=20, sinks=3, query_offset=900)
-    filled = {"lengths": lengths(700, 1, 0, 140), "key_heads": (4, 1)}
-    yield case("window, lengths", 2, 700, (4, 2), sinks=4, window=100, **filled)
+    filled = {"lengths": lengths(700, 0, 140), "key_heads": (3, 1)}
+    yield case("window, lengths", 2, 700, (3, 2), sinks=4, window=100, **filled)
     yield paged("pages of 16", [[4, 2, 7], [0, 5, -1]], lengths=lengths(48, 20))
     yield paged("pages of 64, 5 queries", [[1, 8, 3]], 64, 4, 5, lengths=lengths(130), splits=2)
-    yield paged("pages of 256", [[3, 6]], 256, width=40, value_width=80, splits=4)
+    yield paged("pages of 256", [[3, 6]], 256, width=40, value_width=80, splits=2)
     yield paged("shared page", [[6, 8], [6, 9**9]], 32, lengths=lengths(40, 32).int())
     ends = {"sinks": 4, "window": 100, "query_offset": 500}
     yield paged("pages, window", [[2, -7, -7, 0, 1, 4, -7, -7]], 128, 4, 3, splits=3, **ends)
     logits = rows(6)
-    yield case("sink logit", 2, 100, (2, 6), key_heads=(2, 3), splits=2, sink_logit=logits)
-    yield case("sink logit, lengths", 1, 63, (2, 6), sink_logit=logits, lengths=lengths(0, 40))
+    yield case("sink logit", 2, 100, (6,), key_heads=(3,), splits=2, sink_logit=logits)
+    several = {"sink_logit": logits[:2], "lengths": lengths(0, 40)}
+    yield case("sink logit, lengths", 1, 63, (2, 2), **several)
     every = {"sink_logit": logits[:4], "lengths": lengths(300, 77), "sinks": 1, "window": 30}
     yield paged("all options", [[1, 0, 7, 3, 5], [4, 8, 2, -1, -1]], 64, 4, 2, **every)
     cache = [rows(2, 300, 16)[:, :257], rows(2, 300, 20)[:, :257, :16]]

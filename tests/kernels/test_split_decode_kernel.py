@@ -1,13 +1,17 @@
-"""What the decoding kernel promises beyond closeness: its parts, its filling, clear errors."""
+"""What the decoding kernel promises beyond closeness: its parts, its caches, clear errors."""
 
 import functools
 import importlib
 import math
+import warnings
 
 import pytest
 import torch
 from attnlib.kernels import gates, split_decode
-from attnlib.kernels.split_decode_proof import PROOF, reference
+from attnlib.kernels.proof import Case
+from attnlib.kernels.split_decode_checks import pages_in_use
+from attnlib.kernels.split_decode_proof import PROOF, in_order, paged_case, reference, support_of
+from torch.nn.attention.flex_attention import flex_attention
 
 from attnlib import split_decode as pytorch_form
 from attnlib.memory import PartialRead, finish, merge, partial_read
@@ -82,6 +86,191 @@ def test_a_token_at_a_time_gives_the_rows_of_causal_attention():
     assert same(torch.cat(got, -2), reference(query, key, value, {}))
 
 
+def in_pages(tensor, page_size, order):
+    """Caches (B, H, M, D) as a pool in which page order[b, p] holds page p of sequence b.
+
+    All other pages of the pool are full of NaN.
+    """
+    shape = order.max() + 2, tensor.shape[1], page_size, tensor.shape[3]
+    pool = tensor.new_full(shape, torch.nan)
+    pool[order.long()] = tensor.unflatten(2, (-1, page_size)).transpose(1, 2)
+    return pool
+
+
+def table(*rows):
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def test_sinks_window_and_sink_logit_by_hand():
+    query, key = torch.zeros(1, 4, dtype=torch.float64), torch.randn(10, 4, dtype=torch.float64)
+    value = torch.arange(10.0, dtype=torch.float64)[:, None]
+    got = split_decode(query, key, value, sinks=2, window=3)
+    assert same(got, torch.tensor([[(0 + 1 + 7 + 8 + 9) / 5]], dtype=torch.float64))
+    sink_logit = torch.tensor([math.log(15)], dtype=torch.float64)  # as heavy as 15 keys of score 0
+    got = split_decode(query, key, value, sinks=2, window=3, sink_logit=sink_logit)
+    assert same(got, torch.tensor([[25 / 20]], dtype=torch.float64))
+
+
+OPTIONS = [
+    {"sinks": 4, "window": 100},
+    {"window": 1},
+    {"sinks": 130, "window": 130, "query_offset": 500},
+    {"sinks": 3, "window": 20, "query_offset": 900},
+    {"sinks": 4, "window": 100, "lengths": torch.tensor([600, 133])},
+    {"lengths": torch.tensor([0, 640]), "query_offset": 200},
+]
+
+
+@pytest.mark.parametrize("page_size", [None, 16, 128])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_what_no_query_sees_is_never_read(options, page_size):
+    query, key, value = draw(2, 640)
+    wanted = reference(query, key, value, options)
+    hidden = ~support_of(query, key, options).any(-2, keepdim=True).mT  # (M, 1) or (B, 1, M, 1)
+    key, value = (tensor.masked_fill(hidden, torch.nan) for tensor in (key, value))
+    if page_size:
+        count = 640 // page_size
+        pages = torch.randperm(2 * count, generator=torch.Generator().manual_seed(3))
+        pages = pages.int().view(2, count)
+        key, value = (in_pages(tensor, page_size, pages) for tensor in (key, value))
+        used = pages_in_use(
+            query,
+            key,
+            pages,
+            options.get("query_offset"),
+            options.get("lengths"),
+            options.get("sinks", 0),
+            options.get("window"),
+        )
+        options = options | {"pages": pages.masked_fill(~used, 2**31 - 1)}
+    with gates.poisoned_outputs():
+        assert same(split_decode(query, key, value, splits=2, **options), wanted)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_pages_in_use_are_those_that_hold_a_seen_key(options):
+    for page_size in (16, 32, 128):
+        pages = torch.zeros(2, 640 // page_size, dtype=torch.int32)
+        for queries in (1, 2, 33):
+            query, key = torch.empty(2, 2, queries, 8), torch.empty(1, 1, page_size, 8)
+            seen = support_of(query, key, options | {"pages": pages}).any(-2)
+            seen = seen.expand(2, 1, 640).reshape(2, -1, page_size).any(-1)
+            names = "query_offset", "lengths", "sinks", "window"
+            given = [options.get(name, 0 if name == "sinks" else None) for name in names]
+            assert torch.equal(pages_in_use(query, key, pages, *given), seen)
+
+
+def test_no_program_visits_a_block_between_the_sinks_and_the_window():
+    block = module.tile(2, 8, 5, torch.float64)["key_block_size"]
+    query, key, value = draw(1, 9 * block)
+    options = {"sinks": 4, "window": block + 1}  # blocks 0, 7 and 8
+    highest, total, _ = module.partial_reads(query, key, value, splits=3, **options)
+    assert highest.isfinite().all() and (total > 0).all()  # each part has one of them
+    whole, *_ = module.partial_reads(query, key, value, splits=9)
+    seven = whole[:, [0, 7, 8]]
+    assert (highest[:, 1:] <= seven[:, 1:]).all() and (highest[:, 2] == seven[:, 2]).all()
+
+
+def test_a_window_is_split_into_no_more_parts_than_its_keys_are_worth():
+    query, key, value = draw(1, 4000, heads=1, batch=1)
+    parts, *_ = module.partial_reads(query, key, value, sinks=4, window=200)
+    assert parts.shape[1] == 1
+
+
+def test_windows_a_token_at_a_time_are_the_rows_of_windowed_attention():
+    query, key, value = draw(3, 300)
+    options = {"sinks": 2, "window": 60}
+    got = [
+        split_decode(
+            query[..., t : t + 1, :], key[..., : 298 + t, :], value[..., : 298 + t, :], **options
+        )
+        for t in range(3)
+    ]
+    assert same(torch.cat(got, -2), split_decode(query, key, value, **options))
+    assert same(torch.cat(got, -2), reference(query, key, value, options))
+
+
+def test_sinks_say_nothing_without_a_window_and_a_wide_window_nothing_at_all():
+    inputs = draw(2, 300)
+    plain = split_decode(*inputs, splits=2)
+    assert torch.equal(split_decode(*inputs, splits=2, sinks=5), plain)
+    assert torch.equal(split_decode(*inputs, splits=2, window=300), plain)
+    assert torch.equal(split_decode(*inputs, splits=2, window=10**12, sinks=10**12), plain)
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128, 256])
+def test_pages_in_any_order_give_the_bits_of_the_cache_in_order(page_size):
+    query, key, value = draw(2, 512)
+    options = {"lengths": torch.tensor([512, 77]), "splits": 2}
+    wanted = split_decode(query, key, value, **options)
+    count = 512 // page_size
+    shuffle = torch.Generator().manual_seed(page_size)
+    for order in (torch.arange(2 * count), torch.randperm(2 * count, generator=shuffle) + 3):
+        pages = order.int().view(2, count)
+        pools = (in_pages(tensor, page_size, pages) for tensor in (key, value))
+        assert torch.equal(split_decode(query, *pools, pages=pages, **options), wanted)
+
+
+def test_one_page_that_two_sequences_share_and_one_token_of_it():
+    query, key, value = draw(1, 16)
+    key, value = key[:1].expand_as(key), value[:1].expand_as(value)
+    pools = [in_pages(tensor[:1], 16, table([0])) for tensor in (key, value)]
+    got = split_decode(query, *pools, pages=table([0], [0]))
+    assert same(got, reference(query, key, value, {}))
+    got = split_decode(query, *pools, pages=table([0], [0]), lengths=torch.tensor([1, 0]))
+    assert same(got[0], value[0, :, :1].expand(2, 1, 5)) and not got[1].any()
+
+
+def test_a_table_and_pools_that_are_views_are_read_where_they_are():
+    query, key, value = draw(1, 64)
+    pages = table([2, 7, 1, 7], [0, 7, 3, 7])[:, ::2]
+    pools = [in_pages(tensor[..., :32, :], 16, pages.clone()) for tensor in (key, value)]
+    tokens_first = [pool.transpose(1, 2).contiguous().transpose(1, 2) for pool in pools]
+    got = split_decode(query, *tokens_first, pages=pages)
+    assert same(got, reference(query, key[..., :32, :], value[..., :32, :], {}))
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (2, 0)])
+def test_no_sequences_or_no_pages(shape):
+    batch, count = shape
+    query, pool = torch.ones(batch, 2, 1, 8), torch.ones(0, 1, 16, 8)
+    pages = torch.zeros(batch, count, dtype=torch.int32)
+    with gates.poisoned_outputs():
+        read = split_decode(query, pool, pool, pages=pages)
+    assert read.shape == query.shape and not read.any()
+
+
+def test_a_sink_logit_takes_weight_and_gives_no_value():
+    query, key, value = draw(1, 100)
+    plain = split_decode(query, key, value, splits=2)
+    none = torch.full((2,), -torch.inf)
+    assert torch.equal(split_decode(query, key, value, splits=2, sink_logit=none), plain)
+    huge = torch.tensor([1e4, -1e4])
+    got = split_decode(query, key, value, splits=2, sink_logit=huge)
+    assert not got[:, 0].any() and torch.equal(got[:, 1], plain[:, 1])
+    empty = split_decode(query, key[..., :0, :], value[..., :0, :], sink_logit=huge)
+    assert not empty.any()
+    logits = torch.tensor([0.5, -1.25], dtype=torch.bfloat16)  # a dtype of its own
+    wanted = reference(query, key, value, {"sink_logit": logits})
+    assert same(split_decode(query, key, value, sink_logit=logits), wanted)
+    strided = torch.tensor([0.5, 9.0, -1.25, 9.0])[::2]
+    assert same(split_decode(query, key, value, sink_logit=strided), wanted)
+
+
+def test_gate_rejects_a_window_that_is_one_key_wider(monkeypatch):
+    case = next(
+        case for case in PROOF.cases(torch.float64, torch.device("cpu")) if "4 sinks" in case.name
+    )
+    gates.check_close(PROOF, case, 1e-12)
+    whole = module.partial_reads
+    wider = {"window": case.arguments[3]["window"] + 1}
+    monkeypatch.setattr(
+        module, "partial_reads", lambda *inputs, **given: whole(*inputs, **(given | wider))
+    )
+    with pytest.raises(gates.GateError):
+        gates.check_close(PROOF, case, 1e-12)
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
 def test_no_queries_give_nothing_and_no_keys_give_zero(shape):
     with gates.poisoned_outputs():
@@ -149,11 +338,66 @@ QUERY, KEY, VALUE = draw(1, 5)
         (draw(1, 5, width=257), {}, ValueError, "a width .* from 1 to 256, got 257"),
         (draw(1, 5, heads=3, key_heads=2), {}, ValueError, "multiple of the heads of key"),
         ((QUERY, KEY.to("meta"), VALUE), {}, ValueError, "on one device"),
+        ((QUERY, KEY, VALUE), {"sinks": -1}, ValueError, "sinks must be at least 0, got -1"),
+        ((QUERY, KEY, VALUE), {"sinks": 1.5}, TypeError, "sinks must be an int"),
+        ((QUERY, KEY, VALUE), {"window": 0}, ValueError, "window must be at least 1, got 0"),
+        ((QUERY, KEY, VALUE), {"window": True}, TypeError, "window must be an int"),
+        ((QUERY, KEY, VALUE), {"sink_logit": 0.5}, TypeError, "sink_logit must be a torch tensor"),
+        ((QUERY, KEY, VALUE), {"sink_logit": torch.ones(3)}, ValueError, r"must have shape \(2,\)"),
+        (
+            (QUERY, KEY, VALUE),
+            {"sink_logit": torch.ones(2, requires_grad=True)},
+            ValueError,
+            "sink_logit requires a gradient",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_before_any_launch(tensors, options, kind, message):
     with pytest.raises(kind, match=message):
         split_decode(*tensors, **options)
+
+
+POOL = torch.zeros(3, 1, 16, 8, dtype=torch.float64)
+PAGES = table([0, 2], [1, -5])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "kind", "message"),
+    [
+        ((QUERY, POOL, POOL), {}, ValueError, "between 0 and 2 .* got -5 for page 1 of sequence 1"),
+        ((QUERY, POOL[:2], POOL[:2]), {}, ValueError, "between 0 and 1 .* got 2 for page 1 of seq"),
+        (
+            (QUERY, POOL, POOL),
+            {"lengths": torch.tensor([32, 17])},
+            ValueError,
+            "got -5 for page 1 of sequence 1",
+        ),
+        ((QUERY, POOL, POOL), {"lengths": torch.tensor([33, 1])}, ValueError, "0 and the 32 rows"),
+        ((QUERY, POOL, POOL), {"lengths": torch.tensor([32])}, ValueError, "one for each batch"),
+        ((QUERY, POOL, POOL), {"pages": PAGES.long()}, TypeError, "pages must be an int32 tensor"),
+        ((QUERY, POOL, POOL), {"pages": [[0, 2]]}, TypeError, "int32 tensor, got list"),
+        ((QUERY, POOL, POOL), {"pages": PAGES[:1]}, ValueError, r"pages must have shape \(2, "),
+        ((QUERY, POOL, POOL), {"pages": PAGES[0]}, ValueError, "a row for each sequence"),
+        ((QUERY, POOL, POOL), {"pages": PAGES.to("meta")}, ValueError, "on one device"),
+        ((QUERY[0], POOL, POOL), {}, ValueError, r"query must have shape \(B, H, N, D\)"),
+        ((QUERY, POOL[0], POOL), {}, ValueError, r"key must have shape \(P, Hkv, page_size"),
+        ((QUERY, POOL, POOL[:2]), {}, ValueError, "as many pages as key, 3 expected, got 2"),
+        ((QUERY, POOL[..., :15, :], POOL[..., :15, :]), {}, ValueError, "rows, got 15"),
+        ((QUERY, POOL, POOL[..., :8, :]), {}, ValueError, "value must have one row for each key"),
+        ((QUERY, POOL.float(), POOL), {}, TypeError, "key must have the dtype of query"),
+        ((QUERY, None, POOL), {}, TypeError, "key must be a torch tensor"),
+        ((QUERY[..., :7], POOL, POOL), {}, ValueError, "key must have the width of query"),
+        (
+            (QUERY, POOL.repeat(1, 3, 1, 1), POOL.repeat(1, 3, 1, 1)),
+            {},
+            ValueError,
+            "multiple of the heads of key",
+        ),
+    ],
+)
+def test_pages_that_do_not_fit_are_refused_before_any_launch(tensors, options, kind, message):
+    with pytest.raises(kind, match=message):
+        split_decode(*tensors, **({"pages": PAGES} | options))
 
 
 def test_a_gradient_that_nobody_records_is_no_obstacle():
@@ -169,3 +413,40 @@ def test_bytes_and_operations_of_the_step_of_the_roofline():
     assert moved == pytest.approx(4.29e9, rel=2e-3)
     assert operations == pytest.approx(1.72e10, rel=2e-3)
     assert operations / moved == pytest.approx(4, rel=1e-3)  # the heads of a group
+
+
+def test_bytes_and_operations_count_what_is_seen():
+    shapes = (1, 32, 1, 128), (1, 8, 131072, 128), (1, 8, 131072, 128)
+    tensors = [torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes]
+    options = {"sinks": 4, "window": 1024}
+    counts = PROOF.bytes_moved, PROOF.operations
+    moved, operations = (count(*tensors, options)["forward"] for count in counts)
+    assert moved == 2 * (1028 * 8 * 256 + 2 * 32 * 128)
+    assert operations == 2 * 1028 * 32 * 256
+    case = paged_case(2, 4, 2, 128, 16, 64, torch.float32, torch.device("cpu"))
+    query, key, value, options = case.arguments
+    in_line = [in_order(pool, options["pages"]) for pool in (key, value)]
+    for count in counts:
+        assert count(*case.arguments) == count(query, *in_line, {})
+
+
+@pytest.mark.parametrize("kind", ["window", "pages"])
+def test_peers_read_windows_and_pages_as_the_reference_does(kind, monkeypatch):
+    from attnlib.kernels import peers
+
+    def uncompiled(*problem):
+        return {"FlexAttention": peers.flex_read(flex_attention, *problem)}
+
+    monkeypatch.setattr(peers, "flex_peer", uncompiled)
+    case = paged_case(2, 4, 2, 128, 16, 64, torch.float32, torch.device("cpu"))
+    suffix = ", after a copy"
+    if kind == "window":
+        inputs = [tensor.float() for tensor in draw(2, 128, heads=4, key_heads=2, value_width=8)]
+        case, suffix = Case(kind, (*inputs, {"sinks": 3, "window": 20})), ""
+    named = PROOF.peers(case)
+    exact = reference(*case.arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # uncompiled, FlexAttention says that it is slow
+        for name in ("SDPA, math", "FlexAttention"):
+            got = named[name + suffix](*case.arguments)
+            torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-5)
