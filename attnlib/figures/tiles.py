@@ -38,7 +38,7 @@ def tile_picture(
     if not 1 <= step <= len(walk):
         raise ValueError(f"step: got {step}, expected 1 to {len(walk)}")
     now = walk[step - 1]
-    figure, axes = plt.subplots(figsize=(WIDTH * 0.66, WIDTH * 0.61 * queries / keys))
+    figure, axes = plt.subplots(figsize=(WIDTH * 0.62, WIDTH * 0.57 * queries / keys))
     axes.set_aspect("equal")
     axes.set_xlim(-4.2, keys + 4.2)
     axes.set_ylim(queries + 0.7, -4.0)
@@ -57,10 +57,11 @@ def tile_picture(
                 _cross(axes, place, tile, queries, keys)
     _strips(axes, now, visited, tile, queries, keys)
     if now.key_block is not None:
-        _tile(axes, now, tile, queries, keys, color=NOW, alpha=0.55, edge=INK)
+        _tile(axes, now, tile, queries, keys, color=NOW, alpha=0.55)
         _masked(axes, now, tile, seen)
+        _tile(axes, now, tile, queries, keys, color="none", edge=INK)
     words = sentence(now, step, len(walk), tile, queries, keys)
-    axes.set_title(words, fontsize=9, loc="center")
+    axes.set_title(words, fontsize=8.5, loc="center")
     return figure, words
 
 
@@ -147,5 +148,5 @@ def _masked(axes: Axes, place: TileStep, tile, seen: np.ndarray) -> None:
     for row, column in np.argwhere(~part):
         axes.add_patch(
             Rectangle((left + column, top + row), 1, 1, facecolor="white", edgecolor=QUIET_INK,
-                      linewidth=0.4, hatch="////")
+                      linewidth=0, hatch="////")
         )  # fmt: skip
