@@ -22,7 +22,7 @@ from attnlib.exercises.answers import close, require
 from attnlib.exercises.registry import ExerciseError
 from attnlib.kernels.launch import interpreted
 
-GUARD = 4096  # numbers before and after each tensor
+GUARD = 2**15  # numbers before and after each tensor
 GAP = 3  # numbers behind each row of a matrix that does not fill its memory
 UNTOUCHED = 7777.25  # around an output
 UNWRITTEN = 5555.5  # in an output before the launch
