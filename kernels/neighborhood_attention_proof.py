@@ -1,10 +1,11 @@
 """How neighborhood_attention is proved and timed: its reference, inputs, launches and peers."""
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from math import prod
 
+import attnlib.kernels.peers as pytorch_peers
 import torch
-from attnlib.kernels import peers as pytorch_peers
 from attnlib.kernels.dense_forms import softmax_attention
 from attnlib.kernels.grid_launch import for_each_axis, with_shapes
 from attnlib.kernels.neighborhood_attention import (
@@ -304,8 +305,7 @@ def support_of(grid: tuple[int, ...], rules: list[tuple]) -> Callable:
 
 def natten_read(query: Tensor, key: Tensor, value: Tensor, options: dict) -> Tensor:
     """NATTEN's own choice of a kernel. It keeps heads beside the width; the copies are counted."""
-    import natten
-
+    natten = import_module("natten")
     windows, strides, dilations, causal = zip(*rules_of(options), strict=True)
     forms = {1: natten.na1d, 2: natten.na2d, 3: natten.na3d}
     read = forms[len(windows)](
