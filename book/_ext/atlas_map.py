@@ -2,7 +2,7 @@
 
 from html import escape
 
-from book_data import STEPS, chapters, mechanisms, papers
+from book_data import STEPS, chapters, equation, mechanisms, papers
 
 STEP_SENTENCES = {
     "score": "how a query is compared with a key",
@@ -76,17 +76,8 @@ def mechanism_stop(mechanism, chapter, link) -> str:
     address = (
         link(chapter.page, section) if chapter.built else link("book/chapters", chapter.anchor)
     )
-    detail = f"<p>{escape(mechanism['idea'])}</p>{equation(mechanism)}"
+    detail = f"<p>{escape(mechanism['idea'])}</p>{equation(mechanism, 'map-equation')}"
     return stop("mechanism", f'<a href="{address}">{escape(mechanism["key"])}</a>', detail)
-
-
-def equation(mechanism) -> str:
-    """The equation; where it is two statements, a narrow card may break the line between them."""
-    tex = mechanism.get("equation")
-    if not tex:
-        return ""
-    statements = " ".join(f"\\({escape(part)}\\)" for part in tex.replace(",\\;", ",&").split("&"))
-    return f'<div class="map-equation math notranslate nohighlight">{statements}</div>'
 
 
 def stop(kind, anchor, detail) -> str:

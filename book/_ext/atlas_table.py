@@ -2,7 +2,7 @@
 
 from html import escape
 
-from book_data import STEPS, chapters, mechanisms, papers
+from book_data import STEPS, chapters, equation, mechanisms, papers
 
 STATES = ("built", "to come")
 
@@ -22,12 +22,10 @@ def mechanism_row(mechanism, known, link) -> str:
     if chapter and chapter.built:
         name = f'<a href="{link(chapter.page, mechanism.get("section") or "")}">{name}</a>'
     step = mechanism["step"]
-    tex = escape(mechanism.get("equation") or "")
-    formula = f'<div class="math notranslate nohighlight">\\({tex}\\)</div>' if tex else ""
     return (
         f'<tr id="{escape(mechanism["key"])}" data-step="{step}"><th scope="row">{name}</th>'
         f'<td data-label="step"><span class="step-name {step}">{step}</span></td>'
-        f'<td data-label="idea">{escape(mechanism["idea"])}{formula}</td>'
+        f'<td data-label="idea">{escape(mechanism["idea"])}{equation(mechanism)}</td>'
         f'<td data-label="promises">{promise_words(mechanism)}</td>'
         f'<td data-label="cost">{escape(mechanism.get("cost") or "")}</td></tr>'
     )

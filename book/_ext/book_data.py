@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,3 +122,13 @@ def first_heading(stored: dict) -> str:
             if cell["cell_type"] == "markdown" and line.startswith("# "):
                 return line[2:].strip()
     return "untitled"
+
+
+def equation(mechanism: dict, kind: str = "") -> str:
+    """Its equation; if that is two statements, the line may break between them."""
+    tex = mechanism.get("equation")
+    if not tex:
+        return ""
+    parts = tex.replace(",\\;", ",&").split("&")
+    statements = " ".join(f"\\({escape(part)}\\)" for part in parts)
+    return f'<div class="{kind} math notranslate nohighlight">{statements}</div>'

@@ -1,13 +1,18 @@
 // Small helpers of the pages. Without this file every table, map and equation is still whole.
 
-// Equations on a phone. This must be said before MathJax starts: in the middle, a numbered equation
-// would keep as much room at its left as its number takes at its right.
-if (window.MathJax && matchMedia("(max-width: 600px)").matches) {
-  Object.assign(window.MathJax.svg, { displayAlign: "left", displayIndent: "0" });
+// Equations where there is little room. This must be said before MathJax starts. On a phone a
+// numbered equation in the middle would keep as much room at its left as its number takes at its
+// right.
+if (window.MathJax) {
+  const phone = matchMedia("(max-width: 600px)").matches;
+  if (phone) Object.assign(window.MathJax.svg, { displayAlign: "left", displayIndent: "0" });
   window.MathJax.startup = {
     pageReady() {
-      document.querySelectorAll(".bd-article div.math").forEach(breakLines);
-      return window.MathJax.startup.defaultPageReady().then(fitEquations);
+      if (phone) document.querySelectorAll(".bd-article div.math").forEach(breakLines);
+      const narrow = phone ? ".bd-article div.math" : ".bd-article td div.math";
+      return window.MathJax.startup.defaultPageReady().then(() => {
+        document.querySelectorAll(narrow).forEach(fitEquation);
+      });
     },
   };
 }
@@ -30,11 +35,9 @@ function breakLines(box) {
 }
 
 // What is still too wide becomes smaller, as long as it can be read.
-function fitEquations() {
-  document.querySelectorAll(".bd-article div.math").forEach((box) => {
-    const share = box.clientWidth / box.scrollWidth;
-    if (share < 1) box.style.fontSize = `${Math.max(0.76, 0.99 * share)}em`;
-  });
+function fitEquation(box) {
+  const share = box.clientWidth / box.scrollWidth;
+  if (share < 1) box.style.fontSize = `${Math.max(0.76, 0.99 * share)}em`;
 }
 
 document.addEventListener("DOMContentLoaded", () => {
