@@ -86,7 +86,7 @@ def block_lists(blocks: Tensor) -> BlockLists:
 def listed(table: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of each row that are True, ascending, and how many there are."""
     true_first = (~table).to(torch.uint8).argsort(dim=-1, stable=True)
-    return true_first.to(torch.int32), table.sum(-1, dtype=torch.int32)
+    return true_first.to(torch.int32).contiguous(), table.sum(-1, dtype=torch.int32).contiguous()
 
 
 def table_of(blocks: Tensor, counts: Tensor, columns: int) -> Tensor:
@@ -116,15 +116,6 @@ def every_head(lists: BlockLists, query: Tensor) -> tuple[Tensor, ...]:
         tensor.contiguous().expand(*lead, *tensor.shape[-2:]).reshape(*folded, *tensor.shape[-2:])
         for tensor in tensors
     )
-
-
-def tile_within(choices: dict, block_size: tuple[int, int]) -> dict:
-    """The choices of a chip for tiles that are no larger than a block of the list."""
-    query_size, key_size = choices["query_block_size"], choices["key_block_size"]
-    return choices | {
-        "query_block_size": min(query_size, block_size[0]),
-        "key_block_size": min(key_size, block_size[1]),
-    }
 
 
 def check_table(blocks: Tensor) -> None:

@@ -54,7 +54,6 @@ from attnlib.kernels.block_lists import (
     check_block_size,
     check_blocks,
     every_head,
-    tile_within,
 )
 from attnlib.kernels.launch import (
     check_attention,
@@ -64,8 +63,9 @@ from attnlib.kernels.launch import (
     check_whole,
     on_device_of,
     readable,
+    shared_memory_of,
 )
-from attnlib.kernels.tile_choice import tile_for
+from attnlib.kernels.tile_choice import tile
 from attnlib.kernels.tiles import (
     LOG2_E,
     arithmetic_of,
@@ -482,16 +482,19 @@ class BlockSparseAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, lists, block_size, key_mask, band, scale) -> Tensor:
         ctx.dtype = query.dtype
         query, key, value = (readable(forward_kernel, tensor) for tensor in (query, key, value))
-        ctx.problem = lists, block_size, key_mask, band, scale
-        read, log_sum, *_ = read_and_log_sum(query, key, value, *ctx.problem)
-        ctx.save_for_backward(query, key, value, read, log_sum)
+        read, log_sum, *_ = read_and_log_sum(
+            query, key, value, lists, block_size, key_mask, band, scale
+        )
+        ctx.save_for_backward(query, key, value, key_mask, read, log_sum, *lists)
+        ctx.block_size, ctx.band, ctx.scale = block_size, band, scale
         return read.to(ctx.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_read: Tensor) -> tuple[Tensor | None, ...]:
         grad_read = readable(forward_kernel, grad_read.contiguous())
-        gradients = gradients_of(grad_read, *ctx.saved_tensors, *ctx.problem)
+        tensors, lists = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        gradients = gradients_of(grad_read, *tensors, lists, ctx.block_size, ctx.band, ctx.scale)
         return *(gradient.to(ctx.dtype) for gradient in gradients), *(None,) * 5
 
 
@@ -501,7 +504,7 @@ def read_and_log_sum(
     """o, l in base 2 (minus infinity where the support is empty); with skip_below the tiles
     skipped and visited, (B, H, query blocks)."""
     batch, heads, queries, _ = query.shape
-    choices = tile_within(tile_for(TILES, "forward", query, value), block_size)
+    choices = tile_for("forward", query, value, block_size)
     read = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
     log_sum = torch.empty(query.shape[:-1], dtype=arithmetic_of(query.dtype), device=query.device)
     skipped = visited = None
@@ -522,7 +525,7 @@ def read_and_log_sum(
 
 
 def gradients_of(
-    grad_read, query, key, value, read, log_sum, lists, block_size, key_mask, band, scale
+    grad_read, query, key, value, key_mask, read, log_sum, lists, block_size, band, scale
 ):
     """The gradients of query, key and value."""
     batch, heads, queries, _ = query.shape
@@ -531,8 +534,8 @@ def gradients_of(
         for tensor in (query, key, value)
     )
     delta = torch.empty_like(log_sum)
-    for_queries = tile_within(tile_for(TILES, "query gradient", query, value), block_size)
-    for_keys = tile_within(tile_for(TILES, "key gradient", query, value), block_size)
+    for_queries = tile_for("query gradient", query, value, block_size)
+    for_keys = tile_for("key gradient", query, value, block_size)
     with on_device_of(query):
         blocks = triton.cdiv(queries, for_queries["query_block_size"])
         query_gradient_kernel[(batch * heads * blocks,)](
@@ -567,6 +570,33 @@ def problem(query, key, value, lists, block_size, band, scale) -> dict:
         "queries_a_block": block_size[0],
         "keys_a_block": block_size[1],
     }
+
+
+def tile_for(kernel: str, query: Tensor, value: Tensor, block_size: tuple[int, int]) -> dict:
+    """The tile of one of the kernels for these tensors on the device that holds them."""
+    memory = shared_memory_of(query.device)
+    return tile_within(kernel, query.shape[-1], value.shape[-1], query.dtype, memory, block_size)
+
+
+def tile_within(
+    kernel: str,
+    width: int,
+    value_width: int,
+    dtype: torch.dtype,
+    shared_memory: int | None,
+    block_size: tuple[int, int],
+) -> dict:
+    """What `tile_choice.tile` says for the chip, but no larger than a block of the list.
+
+    A tile that is cut takes four warps where its sums suit them, 64 rows of 128.
+    """
+    choices = tile(TILES, kernel, width, value_width, dtype, shared_memory)
+    most = choices["query_block_size"], choices["key_block_size"]
+    queries, keys = (min(sizes) for sizes in zip(most, block_size, strict=True))
+    sums = (2 * keys if kernel == "key gradient" else queries) * max(width, value_width)
+    if (queries, keys) != most and sums <= 64 * 128:
+        choices["num_warps"] = 4
+    return choices | {"query_block_size": queries, "key_block_size": keys}
 
 
 # As `tile_choice` reads them. Those for 2 bytes a number are the largest tried that spill no

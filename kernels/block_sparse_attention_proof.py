@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from attnlib.kernels.block_lists import BlockLists, block_count, block_lists
 from attnlib.kernels.block_sparse_attention import (
-    TILES,
     block_sparse_attention,
     forward_kernel,
     key_gradient_kernel,
@@ -17,7 +16,6 @@ from attnlib.kernels.flash_attention import flash_attention
 from attnlib.kernels.offline_compile import SHARED_MEMORY
 from attnlib.kernels.peers import Support, flex_peer, sdpa_peers
 from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of
-from attnlib.kernels.tile_choice import tile
 from attnlib.kernels.tiles import arithmetic_of
 from torch import Tensor
 
@@ -160,7 +158,7 @@ def launch(
         "query gradient": query_gradient_kernel,
         "key gradient": key_gradient_kernel,
     }[name]
-    choices = tile_within(tile(TILES, name, width, width, dtype, SHARED_MEMORY[chip]), block_size)
+    choices = tile_within(name, width, width, dtype, SHARED_MEMORY[chip], block_size)
     warps, stages = choices.pop("num_warps"), choices.pop("num_stages")
     constants = choices | {
         "key_mask_ptr": None,
