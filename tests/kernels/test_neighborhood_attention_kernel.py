@@ -162,7 +162,7 @@ def test_size_of_the_tile_does_not_change_the_result(monkeypatch, tile, window, 
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("shapes", [((1, 4, 4), (1, 2, 8)), ((2, 8, 1), (1, 16, 1))], ids=str)
+@pytest.mark.parametrize("shapes", [((1, 1, 16), (1, 4, 8)), ((1, 16, 1), (1, 16, 1))], ids=str)
 def test_shape_of_the_tile_does_not_change_the_result(monkeypatch, shapes):
     tensors = three(1, 5, 4, 8)
     exact = with_gradients(tensors, {"window": (3, 4)}, function=reference)
