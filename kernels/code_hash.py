@@ -11,13 +11,11 @@ import tokenize
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-
-
-SHARED = ("bands", "tile_choice", "tiles")  # code that becomes part of the kernels that import it
+PACKAGE = "attnlib.kernels"
 
 
 def kernel_hash(kernel: str) -> str:
-    """The hash of `<kernel>.py` and of the shared tile code that it uses: what was measured."""
+    """The hash of `<kernel>.py` and of all code that it imports from here: what was measured."""
     return code_hash(*files_of(kernel))
 
 
@@ -27,14 +25,20 @@ def launches_hash(kernel: str) -> str:
 
 
 def files_of(kernel: str) -> list[Path]:
-    """`<kernel>.py` and the shared files that it names in an import."""
-    file = FOLDER / f"{kernel}.py"
-    imported = {
-        node.module.rpartition(".")[2]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
-    return [file, *(FOLDER / f"{name}.py" for name in SHARED if name in imported)]
+    """`<kernel>.py` and the files of this folder that it imports, and those that they import.
+
+    `launch.py` is left out: it checks arguments and changes no number and no time.
+    """
+    found, waiting = [], [kernel]
+    while waiting:
+        name = waiting.pop(0)
+        if name in found or name == "launch":
+            continue
+        found.append(name)
+        tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        waiting += [m.rpartition(".")[2] for m in modules if m and m.startswith(f"{PACKAGE}.")]
+    return [FOLDER / f"{name}.py" for name in found]
 
 
 def code_hash(*files: Path) -> str:

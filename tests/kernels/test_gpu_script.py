@@ -209,7 +209,8 @@ def test_launches_have_a_hash_of_their_own():
     assert kernel_hash("masked_softmax") != launches_hash("masked_softmax")
 
 
-def test_shared_tile_code_counts_as_part_of_the_kernels_that_import_it():
+def test_code_that_a_kernel_imports_counts_as_part_of_it():
     names = [file.stem for file in files_of("flash_attention")]
     assert names == ["flash_attention", "bands", "tile_choice", "tiles"]
     assert [file.stem for file in files_of("masked_softmax")] == ["masked_softmax", "tiles"]
+    assert "grid_windows" in [file.stem for file in files_of("neighborhood_attention")]
