@@ -16,9 +16,14 @@ The picture. Put a middle m between s and t, and both factors are at most 1:
 Halve the chunk: its middle serves all pairs with s in the first half and t in the second. Halve
 the halves, and so on down to single tokens. Each pair s < t is split at exactly one level:
 
-    level      t  4 2 2 1      for C = 4: tokens 0 1 | 2 3 are split by the middle of the chunk (2),
-    of each       2 2 1 .      0 | 1 and 2 | 3 by the middles of its halves (1); the diagonal has
-    pair          1 . . .  s   no decay at all. (rows from t = 3 up)
+            s = 0 1 2 3
+    t = 0       =
+    t = 1       1 =            2  split by the middle of the chunk of 4, halves of 2
+    t = 2       2 2 =          1  split by the middle of one of its halves
+    t = 3       2 2 1 =        =  a token and itself: nothing fades
+
+The sums of a level come from those of the level below: a half takes in the sum of the half beside
+it. No sum is ever taken away from another.
 
 That is log2(C) products of a chunk of queries and a chunk of keys for what would be one: 6 for
 C = 64, all on matrix units, and exact for every decay down to -infinity. (Gated linear attention
@@ -43,8 +48,8 @@ for the scores. What it computes: 4 D E for the states, 2 C D log2(C) + 2 C E in
 D = E = 128 and C = 64 about 180,000 operations and 3,800 bytes in bfloat16, 47 a byte where an
 H200 has 184: bytes decide. And 2 D (log2(C) + 1) exponentials.
 
-Source: Yang et al., "Gated Linear Attention Transformers", 2023 (the chunk form, secondary
-chunking, the gradient of the decay).
+Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", 2023,
+section 4 (equations 3 and 4, the chunk form, secondary chunking).
 """
 
 import torch

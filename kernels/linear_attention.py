@@ -50,9 +50,10 @@ reading of k and v for the states, and 2 b D E / C for writing and reading them.
 The bound: at D = E = 128 and C = 64 in bfloat16 2560 bytes and 98,000 operations, 38 a byte where
 an H200 has 184. Bytes decide, and most of them are q, k, v, o and states, read once or twice.
 
-Sources: Katharopoulos et al., 2020 (linear attention as a state); Sun et al., RetNet, 2023
-(the chunkwise form); Qin et al., Lightning Attention-2, 2024 (tiles inside, a state between);
-Dao and Gu, Mamba-2, 2024 (the segment sums L of a decay by token).
+Sources: Katharopoulos et al., "Transformers are RNNs", 2020 (attention as a state); Sun et al.,
+"Retentive Network", 2023, equations 5 to 7 (parallel, recurrent, chunkwise); Qin et al., "Lightning
+Attention-2", 2024, algorithms 1 and 2 (tiles inside, a state between); Dao and Gu, "Transformers
+are SSMs", 2024, section 6 and listing 1 (a decay by token, and its sums by segment).
 """
 
 import torch

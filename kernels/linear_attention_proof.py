@@ -72,27 +72,29 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
         tensors = (rows(*batch, tokens, n) for n in (width, width, value_width))
         return Case(name, (*tensors, log_decay, state, more))
 
-    # Interpreted, half precision is only a look at casts: few and short.
-    brief = dtype.itemsize == 2 and device.type == "cpu"
-    for tokens in LENGTHS[:2] if brief else LENGTHS:
+    # Interpreted, float64 decides. There, float32 shows that no exponent loses its digits, and half
+    # precision that the casts are in place: a few cases are enough.
+    on_chip = device.type == "cuda"
+    brief = dtype.itemsize == 2 and not on_chip
+    full = dtype == torch.float64 or on_chip
+    for tokens in LENGTHS if full else (1, 15) if brief else (257,):
         one = {"value_width": 1} if tokens == 1 else {"starts": True}  # of one token: none rounds
         yield case(f"{tokens} tokens, decay by token", tokens, "token", **one)
         yield case(f"{tokens} tokens, decay by channel", tokens, "channel", **one)
-    yield case("no decay", 15 if brief else 140, starts=True)
-    yield case("heads, decay by token", 20, "token", batch=(2,), starts=True)
-    yield case("heads, decay by channel", 20, "channel", batch=(2,), starts=True)
-    yield case("-10 a token", 20, "token", least=-10.0, starts=True)
+    yield case("no decay", 15 if brief else 150, starts=True)
     yield case("-10 a channel", 20, "channel", least=-10.0, starts=True)
+    yield case("heads, decay by token", 20, "token", batch=(2,), starts=True)
     if brief:
         return
     for decay in ("token", "channel"):
-        yield case(f"-50 a {decay}", 30, decay, least=-50.0, starts=True)
         yield case(f"-1e4 a {decay}", 30, decay, least=-1e4, starts=True)
-        yield case(f"nearly no decay by {decay}", 63, decay, least=-1e-3, starts=True)
+        yield case(f"some {decay}s forget all", 70, decay, resets=True)
+    if not full:
+        return
+    yield case("heads, decay by channel", 20, "channel", batch=(2,), starts=True)
+    for decay in ("token", "channel"):
         yield case(f"widths 40 and 3, by {decay}", 15, decay, width=40, value_width=3, scale=0.3)
         yield case(f"widths 1 and 20, by {decay}", 15, decay, width=1, value_width=20, starts=True)
-    yield case("some tokens forget all", 140, "token", resets=True)
-    yield case("some channels forget all", 140, "channel", resets=True)
     yield case("two axes of batch, no decay", 15, batch=(2, 1), width=24, value_width=20)
     yield case("wider than a part", 15, "token", width=70, value_width=70)
     several = rows(1, 20, 2, 4, 16).detach()
@@ -103,7 +105,7 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     constant = torch.tensor([[-0.1], [-1.0], [-2.0]], dtype=dtype, device=device).expand(3, 20)
     tensors = rows(3, 20, 16), shared, rows(3, 20, 16), constant, None
     yield Case("keys of all heads, one decay a head", (*tensors, {}))
-    if device.type == "cuda":
+    if on_chip:
         for decay in (None, "token", "channel"):
             for width, batch in ((64, (2, 4)), (80, (2, 4)), (128, (2, 4)), (256, (1, 2))):
                 more = {"batch": batch, "width": width, "value_width": width, "starts": True}
@@ -117,7 +119,7 @@ def launches() -> Iterator[Launch]:
         for dtype, width, on in [
             (half, 128, chips),
             (torch.float16, 64, (90,)),
-            (torch.float32, 64, (90,)),
+            *([(torch.float32, 64, (90,))] if by_channel else []),
         ]:
             for chip in on:
                 for name, compiled in kernels_by_tile(by_channel):

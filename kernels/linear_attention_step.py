@@ -15,7 +15,7 @@ new state, and sums it down its columns, weighed with q. A sum over rows, no pro
 one query gives a matrix unit nothing to do.
 
 What it moves: with b bytes a number of the state, 2 b D E for a head; q, k, v, a and o are a D-th
-of it. What it computes: 5 D E operations, about one a byte where an H200 could do 15 in full
+of it. What it computes: 5 D E operations, less than one a byte where an H200 could do 15 in full
 precision. Bytes decide: 32 sequences of 16 heads of 128 x 128 float32 numbers move 67 MB, 16
 microseconds. Update and read apart would move the state three times instead of twice.
 
@@ -51,8 +51,8 @@ def linear_attention_step(
     head, or (*batch, H, D) one a key channel. Any number of batch axes; D is 1 to 256. scale is
     D ** -0.5 unless given. It equals `linear_attention` on a sequence of one token.
 
-    The state and log_decay have the dtype of query or, for half precision, float32: a state that
-    is kept for thousands of tokens should. The new state has the dtype of the state; `state` is
+    The state and log_decay have the dtype of query or, beside half precision, float32, as a state
+    should that is kept for thousands of tokens. The new state has the dtype of the state; `state` is
     not changed. What does not lie in memory row after row is copied. No gradients.
 
     Raises TypeError for a wrong dtype; ValueError for shapes that do not fit, a width over 256,

@@ -63,8 +63,6 @@ def launches() -> Iterator[Launch]:
     for dtype, width in [
         (torch.float16, 64),
         (torch.bfloat16, 128),
-        (torch.bfloat16, 256),
-        (torch.float32, 128),
     ]:
         constants = {
             "scale": width**-0.5,

@@ -23,8 +23,8 @@ writes it down at the start of each chunk and folds the chunk in with one produc
 down dS at the end of each chunk. All chunks can then be read in parallel.
 
 What is written down has the dtype of the input: in float16 and bfloat16 the product that reads it
-takes operands of that dtype, so float32 would be rounded one moment later. Measured on the error
-of the read, float32 buys nothing. The running tile itself is never rounded.
+takes operands of that dtype, so a float32 state would be rounded to the same bits one moment later
+and cost twice the bytes. The running tile itself is never rounded.
 
 What it moves: with b bytes a number and R tiles in a row of D, b N (D + R E) or less for the keys
 and values, and b D E N / C for the states; what it computes: 2 D E operations a token.
