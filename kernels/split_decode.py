@@ -35,8 +35,8 @@ and writes (m, l, o) of each row. The second kernel: one row, all its parts at o
 
 What it moves: with b bytes a number, every key and value once, b M (D + E) for each key head. The
 queries, the reads and the parts, 4 (2 + E) bytes a row and part, are small beside it. With a window
-M is sinks + window + N - 1. A page table adds 4 bytes a key that the cache near the processor
-keeps: the keys of a page ask for the same number.
+M is sinks + window + N - 1. A page table adds 4 bytes a page: the keys of a page all ask for the
+same number, and the chip's cache answers all but the first.
 
 What it computes: two products of 2 M D operations for each query (D = E), so 2 N * group / b
 operations a byte: 4 for one token, four heads a group and bfloat16.
@@ -49,7 +49,7 @@ Sources: Dao et al., "Flash-Decoding for long-context inference", 2023; the merg
 Milakov and Gimelshein, 2018. Xiao et al., "Efficient Streaming Language Models with Attention
 Sinks", 2024, section 3.2 (sinks and window). Kwon et al., "Efficient Memory Management for Large
 Language Model Serving with PagedAttention", 2023, section 4.1 (pages). OpenAI, "gpt-oss-120b &
-gpt-oss-20b Model Card", 2025, section 2.3 (a sink logit for each head).
+gpt-oss-20b Model Card", 2025 (a sink logit for each head).
 """
 
 import torch
@@ -98,8 +98,8 @@ def split_decode(
     sees all keys. It sees key j where j <= p; with a `window`, where also j < sinks or
     j > p - window. Without one `sinks` says nothing. `lengths` (batch,), int32 or int64, says how
     many rows of each cache are filled: then M is lengths[b], and rows beyond are never read.
-    `sink_logit` (H,) adds exp(sink_logit[h]) below the line of the softmax, and nothing above it.
-    A query that sees no key reads zero.
+    `sink_logit` (H,), of any dtype: the softmax of head h divides by a sum that exp(sink_logit[h])
+    is part of, as if by one more key whose value is zero. A query that sees no key reads zero.
 
     With `pages`, query is (B, H, N, D), and key and value are pools, (P, Hkv, page_size, D) and
     (P, Hkv, page_size, E), with a page_size of 16, 32, 64, 128 or 256. pages[b, i], int32, is the
@@ -125,22 +125,12 @@ def split_decode(
     tensors |= {name: tensor for name, tensor in given.items() if tensor is not None}
     check_no_gradient(**tensors)
     check_device(part_kernel, **tensors)
+    seen = {"query_offset": query_offset, "lengths": lengths, "sinks": sinks, "window": window}
     if pages is not None:
-        check_page_numbers(query, key, pages, query_offset, lengths, sinks, window)
+        check_page_numbers(query, key, pages, **seen)
     if query.shape[:-1].numel() == 0:
         return query.new_zeros(*query.shape[:-1], value.shape[-1])
-    parts = partial_reads(
-        query,
-        key,
-        value,
-        query_offset=query_offset,
-        lengths=lengths,
-        sinks=sinks,
-        window=window,
-        pages=pages,
-        scale=scale,
-        splits=splits,
-    )
+    parts = partial_reads(query, key, value, pages=pages, scale=scale, splits=splits, **seen)
     read = merged(*parts, readable(merge_kernel, query).dtype, sink_logit, query.shape[-2])
     return read.to(query.dtype).view(*query.shape[:-1], value.shape[-1])
 
