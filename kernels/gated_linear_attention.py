@@ -23,11 +23,11 @@ the halves, and so on down to single tokens. Each pair s < t is split at exactly
     t = 3       2 2 1 =        =  a token and itself: nothing fades
 
 The sums of a level come from those of the level below: a half takes in the sum of the half beside
-it. No sum is ever taken away from another.
+it. No exponent is a difference of two sums.
 
 That is log2(C) products of a chunk of queries and a chunk of keys for what would be one: 6 for
-C = 64, all on matrix units, and exact for every decay down to -infinity. (Gated linear attention
-halves once, into pieces of 16, and computes inside a piece without matrix units.)
+C = 64, all on matrix units, and exact for every decay down to -infinity. (The paper cuts a chunk
+once, into pieces of 16, and computes inside a piece without matrix units.)
 
 What one program does. `score_kernel`: the scores A of one chunk of one head, written down for the
 read and for the backward pass. `gated_read_kernel`: one chunk, a part of the value channels:
@@ -40,7 +40,9 @@ G_ts = scale g_t . v_s of the pairs of one level, e^u and e^w for the factors of
 log a_r decays what passes from a token before r to r or a later one. At one level that is, for r
 in a second half, the sum of q_t dq_t over the tokens t >= r of it; in a first half, the sum of
 k_s dk_s over the tokens s < r of it. The parts that come from and go to the state are the same with
-the chunk for a half. So nothing is added that another term takes away.
+the chunk for a half. A sum over a part of the chunk is a difference of running sums in float32, of
+the very same numbers; the shorter identity of `linear_attention.py` takes k_t dk_t from q_t dq_t,
+which bfloat16 products have rounded differently.
 
 What it moves, a token and head with b bytes a number: b (3 D + 2 E) for q, k, log a, v, o, once
 more k, v, log a for the states, q and log a for the read, 2 b D E / C for the states and 2 b C

@@ -52,8 +52,8 @@ def linear_attention_step(
     D ** -0.5 unless given. It equals `linear_attention` on a sequence of one token.
 
     The state and log_decay have the dtype of query or, beside half precision, float32, as a state
-    should that is kept for thousands of tokens. The new state has the dtype of the state; `state` is
-    not changed. What does not lie in memory row after row is copied. No gradients.
+    should that is kept for thousands of tokens. The new state has the dtype of the state, and
+    `state` is not changed. What does not lie in memory row after row is copied. No gradients.
 
     Raises TypeError for a wrong dtype; ValueError for shapes that do not fit, a width over 256,
     devices that differ or cannot run Triton, a scale that is not positive, and for tensors that
