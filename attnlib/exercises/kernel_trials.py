@@ -7,7 +7,10 @@ The guard zones are wide, so that a wrong address lands in them and not in forei
 that are compiled run on the GPU, interpreted ones on the CPU.
 """
 
+import ast
 import inspect
+import re
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ class Case:
     """One launch: tensors, the output's shape and dtype, and the call `kernel[grid](*arguments)`.
 
     `arguments` makes them from the guarded inputs and the guarded output. The inputs at the places
-    `gapped` have a gap behind each row, `out_gap` gives the output one.
+    `gapped` have a gap behind each row, `out_gap` gives the output one. `whose` says in messages
+    what ran: the student's kernel, or functions of the student inside a kernel of the book.
     """
 
     inputs: tuple[Tensor, ...]
@@ -45,6 +49,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     gapped: tuple[int, ...] = ()
     out_gap: bool = False
+    whose: str = "your kernel"
 
 
 class Guarded:
@@ -110,22 +115,63 @@ def compared(
     raise ExerciseError(otherwise)
 
 
-def _is_kernel(answer: Any) -> None:
-    if not hasattr(answer, "__getitem__") or not hasattr(answer, "fn"):
-        require(callable(answer), f"expected a Triton kernel, got {type(answer).__name__}")
-        try:
-            answer()
-        except NotImplementedError:
-            raise
-        except Exception:  # it is no kernel, whatever it says
-            pass
-        raise ExerciseError("this is a plain function; a kernel has @triton.jit above it")
-    try:
-        blank = "tl.store(" not in inspect.getsource(answer.fn)
-    except (OSError, TypeError):
-        blank = False
-    if blank:
+def functions(answer: Any, names: Sequence[str]) -> list[Any]:
+    """The answer as Triton functions of these names. NotImplementedError if none is written yet.
+
+    A function is not written if there is nothing in it but `pass`, `...` or a docstring.
+    """
+    parts = list(answer) if isinstance(answer, tuple | list) else [answer]
+    listed = ", ".join(names)
+    require(
+        len(parts) == len(names), f"expected {len(names)} function(s), {listed}; got {len(parts)}"
+    )
+    for part, name in zip(parts, names, strict=True):
+        _is_triton(part, name)
+    empty = [name for part, name in zip(parts, names, strict=True) if _is_empty(part)]
+    if len(empty) == len(names):
         raise NotImplementedError
+    require(not empty, f"not written yet: {', '.join(empty)}")
+    return parts
+
+
+def _is_kernel(answer: Any) -> None:
+    _is_triton(answer, "kernel")
+    source = _source(answer)
+    if source and not re.search(r"store\w*\(", source):
+        raise NotImplementedError
+
+
+def _is_triton(answer: Any, what: str) -> None:
+    if hasattr(answer, "__getitem__") and hasattr(answer, "fn"):
+        return
+    known = "kernel" if what == "kernel" else f"function for {what}"
+    require(callable(answer), f"expected a Triton {known}, got {type(answer).__name__}")
+    try:
+        answer()
+    except NotImplementedError:
+        raise
+    except Exception:  # it is no kernel, whatever it says
+        pass
+    raise ExerciseError(f"this is a plain function; a {what} has @triton.jit above it")
+
+
+def _source(answer: Any) -> str:
+    try:
+        return textwrap.dedent(inspect.getsource(answer.fn))
+    except (OSError, TypeError):
+        return ""
+
+
+def _is_empty(answer: Any) -> bool:
+    try:
+        (definition,) = ast.parse(_source(answer)).body
+    except (SyntaxError, ValueError):
+        return False
+    return isinstance(definition, ast.FunctionDef) and all(
+        isinstance(line, ast.Pass)
+        or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+        for line in definition.body
+    )
 
 
 def _launched(answer: Any, case: Case, grid: tuple[int, ...], beside: float) -> Guarded:
@@ -146,7 +192,7 @@ def _launched(answer: Any, case: Case, grid: tuple[int, ...], beside: float) -> 
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        raise ExerciseError(f"your kernel raised {type(cause).__name__}: {cause}") from error
+        raise ExerciseError(f"{case.whose} raised {type(cause).__name__}: {cause}") from error
     for given in inputs:
         require(not given.changed().any(), "your kernel writes into one of its inputs")
     return out

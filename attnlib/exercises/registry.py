@@ -18,12 +18,16 @@ MODULES = (
     "exact_and_cached_latent",
     "exact_and_cached_bugs",
     "triton_in_an_hour",
+    "from_loop_to_kernel",
 )
 # These hold kernels. Where Triton is missing (macOS, Windows) their exercises do not exist.
 MODULES_WITH_KERNELS = (
     "triton_in_an_hour_elements",
     "triton_in_an_hour_rows",
     "triton_in_an_hour_tiles",
+    "from_loop_to_kernel_steps",
+    "from_loop_to_kernel_weight",
+    "from_loop_to_kernel_retention",
 )
 
 

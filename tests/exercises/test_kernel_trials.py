@@ -69,6 +69,50 @@ def test_a_kernel_with_its_hole_is_not_attempted_yet(capsys):
     assert capsys.readouterr().out == "Exercise K.1.1: not attempted yet\n"
 
 
+@triton.jit
+def nothing(B: tl.constexpr, E: tl.constexpr):
+    pass
+
+
+@triton.jit
+def only_words(state, scores, seen, value):
+    """Take in a tile."""
+
+
+@triton.jit
+def ending(state):
+    return state[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [
+        ("K.2.3", nothing),
+        ("K.2.3", (nothing,)),
+        ("K.2.4", (nothing, only_words)),
+        ("K.2.5", [nothing, only_words, nothing]),
+        ("K.2.6", nothing),
+    ],
+)
+def test_functions_with_nothing_in_them_are_not_attempted_yet(number, answer, capsys):
+    check(number, answer)
+    assert capsys.readouterr().out == f"Exercise {number}: not attempted yet\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((nothing, only_words, ending), "not written yet: begin, fold"),
+        ((nothing, ending), r"expected 3 function\(s\), begin, fold, finish; got 2"),
+        ((plain, nothing, nothing), "this is a plain function; a begin has @triton.jit above it"),
+        ((nothing, 3, nothing), "expected a Triton function for fold, got int"),
+    ],
+)
+def test_what_is_wrong_with_functions_is_said(answer, says):
+    with pytest.raises(ExerciseError, match=says):
+        check("K.2.5", answer)
+
+
 @pytest.mark.parametrize("shape", [(5,), (3, 4)])
 @pytest.mark.parametrize("gap", [0, 2])
 def test_a_guarded_tensor_holds_the_numbers_and_sees_every_change(shape, gap):
