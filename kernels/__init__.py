@@ -11,6 +11,8 @@ from attnlib.kernels.launch import available, missing_kernel, suits
 if available():
     from attnlib.kernels.block_sparse_attention import block_sparse_attention
     from attnlib.kernels.block_sparse_filter import filtered_block_sparse_attention
+    from attnlib.kernels.delta_rule import delta_rule
+    from attnlib.kernels.delta_rule_step import delta_rule_step
     from attnlib.kernels.flash_attention import flash_attention
     from attnlib.kernels.linear_attention import linear_attention
     from attnlib.kernels.linear_attention_step import linear_attention_step
@@ -21,6 +23,8 @@ if available():
 else:
     block_sparse_attention = missing_kernel("block_sparse_attention")
     filtered_block_sparse_attention = missing_kernel("filtered_block_sparse_attention")
+    delta_rule = missing_kernel("delta_rule")
+    delta_rule_step = missing_kernel("delta_rule_step")
     flash_attention = missing_kernel("flash_attention")
     linear_attention = missing_kernel("linear_attention")
     linear_attention_step = missing_kernel("linear_attention_step")
@@ -34,6 +38,8 @@ __all__ = [
     "available",
     "block_lists",
     "block_sparse_attention",
+    "delta_rule",
+    "delta_rule_step",
     "filtered_block_sparse_attention",
     "flash_attention",
     "linear_attention",

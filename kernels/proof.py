@@ -14,6 +14,8 @@ import torch
 
 KERNELS = (
     "block_sparse_attention",
+    "delta_rule",
+    "delta_rule_step",
     "flash_attention",
     "linear_attention",
     "linear_attention_step",
