@@ -194,14 +194,14 @@ mutant("K.2.2", "in seconds", "seconds")((50, 100, 400, 0.5e-12))
 
 # ---- K.2.7 slopes of the traffic against the block
 
-BLOCKS = 2 ** numpy.arange(4, 10)
+BLOCKS = 2 ** numpy.arange(4, 9)
 
 
 def slopes(rows: int = 2, logarithms=(numpy.log, numpy.log)) -> tuple[float, float]:
-    """(K.2.1) at N = M = 512, fitted over three small and three large blocks."""
-    counted = 8 * 16 * 512 * (rows + 2 * 512 / BLOCKS)
+    """(K.2.1) at N = M = 256, fitted over three small and three large blocks."""
+    counted = 8 * 16 * 256 * (rows + 2 * 256 / BLOCKS)
     x, y = logarithms[0](BLOCKS), logarithms[1](counted)
-    return tuple(float(numpy.polyfit(x[p], y[p], 1)[0]) for p in (slice(3), slice(3, 6)))
+    return tuple(float(numpy.polyfit(x[p], y[p], 1)[0]) for p in (slice(3), slice(2, 5)))
 
 
 SLOPES = slopes()
@@ -209,7 +209,7 @@ SLOPES = slopes()
 
 @checker("K.2.7")
 def slopes_of_traffic(answer) -> str:
-    """Slopes of log bytes against log block: -0.94 for small blocks, -0.66 for large ones."""
+    """Slopes of log bytes against log block: -0.88 for small blocks, -0.66 for large ones."""
     given = numbers(answer, 2)
 
     def is_near(wrong) -> bool:
@@ -231,16 +231,16 @@ def slopes_of_traffic(answer) -> str:
         (slopes(rows=1), "loads only: the stores of the reads count too, sum(traffic_of(...))"),
         (slopes(logarithms=(numpy.log, numpy.log2)), "two kinds of logarithm: take the same one"),
         (slopes(logarithms=(numpy.log2, numpy.log)), "two kinds of logarithm: take the same one"),
-        ([_whole()] * 2, "one line over all six blocks; two are asked for, over three each"),
+        ([_whole()] * 2, "one line over all five blocks; two are asked for, over three each"),
     ):
         require(not is_near(wrong), message)
     raise ExerciseError(
-        "slopes of log(bytes) against log(block), over 16, 32, 64 and over 128, 256, 512"
+        "slopes of log(bytes) against log(block), over 16, 32, 64 and over 64, 128, 256"
     )
 
 
 def _whole() -> float:
-    counted = 2 + 2 * 512 / BLOCKS
+    counted = 2 + 2 * 256 / BLOCKS
     return float(numpy.polyfit(numpy.log(BLOCKS), numpy.log(counted), 1)[0])
 
 

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ["attend", "checks", "score", "support", "weight", "read", "memory", "atlas", "conformance"]
 CORE_MAY = {"torch", "einops", "jaxtyping", "numpy"}
 KERNELS_MAY = {"torch", "triton"}
+PROOFS_MAY = {"fla", "flash_sigmoid", "flashinfer", "natten"}  # peers, where they are installed
 NEVER_FROM_CORE = {"attnlib.figures", "attnlib.tasks", "attnlib.models", "attnlib.training"}
 DRAWING = {"matplotlib", "ipywidgets", "IPython", "PIL"}
 DRAWING_AT = ("attnlib/figures/", "attnlib/ledger.py", "attnlib/claim_card.py")
@@ -51,7 +52,8 @@ def wrong_imports(file: Path, standard: frozenset[str], root: Path = ROOT) -> li
             if ours and not module.startswith("attnlib.kernels"):
                 complaints.append(f"{name} imports {module}: kernels import nothing of attnlib")
             beside = file.with_name(f"{top}.py").is_file()  # a script of a bare GPU machine
-            if not ours and not beside and top not in KERNELS_MAY | standard:
+            may = KERNELS_MAY | standard | (PROOFS_MAY if name.endswith("_proof.py") else set())
+            if not ours and not beside and top not in may:
                 complaints.append(f"{name} imports {module}: kernels import torch and triton only")
         elif is_core(file, root):
             if any(f"{module}.".startswith(f"{never}.") for never in NEVER_FROM_CORE):
