@@ -141,6 +141,16 @@ def test_equal_keys_and_beta_two_reflect_for_ever_and_stay_right(dtype):
     assert error < {torch.float64: 1e-13, torch.float32: 2e-5}[dtype]
 
 
+def test_equal_keys_and_beta_two_in_float16_are_no_worse_than_token_by_token():
+    key = unit(numbers(1, 16, seed=1)).expand(70, 16).half()
+    beta = torch.full((70,), 2.0).half()
+    tensors = numbers(70, 16, seed=9).half(), key, numbers(70, 4, seed=8).half(), beta
+    exact = reference(*(tensor.double() for tensor in tensors), None, None, {})
+    plain = reference(*tensors, None, None, {})
+    for found, theirs, right in zip(delta_rule(*tensors), plain, exact, strict=True):
+        assert (found - right).square().mean() < 2.5 * (theirs - right).square().mean()
+
+
 def test_state_stays_bounded_with_unit_keys_and_beta_up_to_two():
     query, key, value, beta, *_ = inputs(150, dtype=torch.float32)
     _, state = delta_rule(query, key, 0 * value, beta, None, numbers(8, 6, dtype=torch.float32))
