@@ -239,7 +239,7 @@ def operations(query: Tensor, key: Tensor, value: Tensor, options: dict) -> dict
     """Two products forward and five backward, over the pairs of a query and a key it sees."""
     band = {k: v for k, v in options.items() if k in ("blocks", "block_size", "is_causal")}
     support = support_of(query, key, query_offset=options.get("query_offset", 0), **band)
-    pairs = int(support.expand(*query.shape[:-1], key.shape[-2]).sum())
+    pairs = int(support.sum()) * query.shape[:-1].numel() // support.shape[:-1].numel()
     width, value_width = query.shape[-1], value.shape[-1]
     return {
         "forward": 2 * pairs * (width + value_width),

@@ -197,15 +197,16 @@ def test_lists_in_place_of_their_table_give_the_same_bits_and_are_not_made_again
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_heads_read_their_own_table_and_their_own_key_head():
-    query, key, value = rows(4, 30, 8), rows(2, 30, 8, seed=1), rows(2, 30, 3, seed=2)
-    table = torch.stack(
-        [table_of(*lines.split()) for lines in ("10 01", "11 10", "01 01", "00 11")]
-    )
+def test_batch_entries_and_heads_read_their_own_table_and_key_head():
+    query, key, value = rows(2, 2, 15, 8), rows(2, 1, 30, 8, seed=1), rows(2, 1, 30, 3, seed=2)
+    table = torch.stack([table_of(written) for written in ("10", "11", "01", "00")])
+    table = table.view(2, 2, 1, 2)
     read = block_sparse_attention(query, key, value, table, block_size=16)
-    for head in range(4):
-        own = query[head], key[head // 2], value[head // 2], table[head]
-        assert torch.equal(read[head], block_sparse_attention(*own, block_size=16))
+    for batch in range(2):
+        for head in range(2):
+            own = query[batch, head], key[batch, 0], value[batch, 0], table[batch, head]
+            alone = block_sparse_attention(*own, block_size=16)
+            assert torch.equal(read[batch, head], alone)
 
 
 def test_a_shared_list_is_not_copied():
