@@ -9,12 +9,19 @@ import torch
 import triton
 import triton.language as tl
 from attnlib.kernels import BlockLists, block_lists, block_sparse_attention, tile_choice
+from attnlib.kernels.bands import edges_of
 from attnlib.kernels.block_lists import every_head
 from attnlib.kernels.block_sparse_attention_proof import (
     PROOF,
     operations,
     random_table,
     reference,
+)
+from attnlib.kernels.block_sparse_tiles import (
+    TILES,
+    edges_in_list,
+    listed_count,
+    listed_start,
 )
 from attnlib.kernels.peers import flex_read
 from attnlib.kernels.proof import Case
@@ -103,10 +110,10 @@ def kernel_that_lists_tiles(
     tile: tl.constexpr,
     partial: tl.constexpr,
 ):
-    edges = module.edges_of(start, stop, band, count, block)
-    entries = module.edges_in_list(list_ptr, list_count, edges, block)
-    for number in range(0, module.listed_count(entries, block, tile, partial)):
-        tile_start = module.listed_start(list_ptr, entries, number, block, tile, partial)
+    edges = edges_of(start, stop, band, count, block)
+    entries = edges_in_list(list_ptr, list_count, edges, block)
+    for number in range(0, listed_count(entries, block, tile, partial)):
+        tile_start = listed_start(list_ptr, entries, number, block, tile, partial)
         tl.store(found_ptr + number, tile_start)
 
 
@@ -258,7 +265,7 @@ def test_scores_up_to_1e4_stay_finite_and_weights_sum_to_one(dtype):
 def test_every_width_has_a_tile_on_every_chip(memory):
     for width in (1, 64, 65, 128, 256):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            assert tile_choice.fits(module.TILES, width, width, dtype, memory)
+            assert tile_choice.fits(TILES, width, width, dtype, memory)
 
 
 def test_lists_that_change_between_forward_and_backward_are_refused():
