@@ -150,8 +150,10 @@ def stored_form(reports: list[dict]) -> dict:
     kernels = {}
     for report in reports:
         name = report["kernel"]
-        entry = kernels.setdefault(name, {"source": launches_hash(name), "launches": []})
-        entry["launches"].append({key: report[key] for key in report if key != "kernel"})
+        if name not in kernels:
+            kernels[name] = {"source": launches_hash(name), "launches": []}
+        launch = {key: report[key] for key in report if key != "kernel"}
+        kernels[name]["launches"].append(launch)
     return {"triton": triton.__version__, "kernels": kernels}
 
 
