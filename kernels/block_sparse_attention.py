@@ -67,6 +67,7 @@ from attnlib.kernels.block_sparse_tiles import (
 from attnlib.kernels.launch import (
     check_attention,
     check_device,
+    check_flag,
     check_key_mask,
     check_scale,
     check_whole,
@@ -143,6 +144,7 @@ def checked(
     """What the kernels take, or an error: tensors (B, H, N, D), lists, sizes, mask, band, scale."""
     check_attention(query, key, value)
     check_scale(scale)
+    check_flag("is_causal", is_causal)
     check_whole("query_offset", query_offset)
     block_size = check_block_size(block_size)
     check_blocks(blocks, query, key, block_size)

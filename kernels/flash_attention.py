@@ -60,6 +60,7 @@ from attnlib.kernels.bands import band_of, edges_of, seen_only, tile_count, tile
 from attnlib.kernels.launch import (
     check_attention,
     check_device,
+    check_flag,
     check_key_mask,
     check_scale,
     check_whole,
@@ -120,6 +121,7 @@ def flash_attention(
     """
     check_attention(query, key, value)
     check_scale(scale)
+    check_flag("is_causal", is_causal)
     check_whole("query_offset", query_offset)
     if window is not None:
         check_whole("window", window, least=1)

@@ -7,7 +7,6 @@ Windows). There, calling a kernel raises an ImportError that says what is missin
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 OLDEST_CAPABILITY = (8, 0)  # the first chips with bfloat16 and asynchronous copies
 LARGEST_WIDTH = 256  # of a head; wider tiles fit no chip
+LARGEST_NUMBER = 1e30  # of a scale or a bias: float32 and its reciprocal can hold it
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -56,6 +56,8 @@ def check_dtype(name: str, tensor: Tensor) -> None:
     """Raise a TypeError unless the tensor holds one of the four floating dtypes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got the layout {_plain(tensor.layout)}")
     if tensor.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be float64, float32, float16 or bfloat16, got {_plain(tensor.dtype)}"
@@ -125,22 +127,41 @@ def check_key_mask(key_mask: Tensor, key: Tensor) -> None:
         )
 
 
-def check_whole(name: str, number: int, least: int | None = None) -> None:
-    """Raise unless `number` is an int, of at least `least` where that is given."""
+def check_whole(name: str, number: int, least: int | None = None, most: int | None = None) -> None:
+    """Raise unless `number` is an int, not under `least` and not over `most` where given."""
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name} must be an int, got {type(number).__name__}")
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {number}")
+
+
+def check_flag(name: str, flag: bool) -> None:
+    """Raise a TypeError unless `flag` is True or False: the string "False" counts as true."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
 def check_scale(scale: float | None) -> None:
-    """Raise unless the scale is None (the default) or a positive finite number."""
+    """Raise unless the scale is None (the default) or a positive number that float32 can hold."""
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive finite number, got {scale}")
+    if not 1 / LARGEST_NUMBER <= scale <= LARGEST_NUMBER:
+        raise ValueError(
+            f"scale must be a positive finite number, got {shortened(scale)} "
+            "(it has to lie between 1e-30 and 1e30)"
+        )
+
+
+def shortened(number: float) -> str:
+    """A number as it was given; the first digits of a very long one."""
+    try:
+        return str(number) if len(str(number)) < 40 else f"{str(number)[:12]}..."
+    except ValueError:  # an int of thousands of digits, which Python does not print
+        return "a number of thousands of digits"
 
 
 def check_support(support: Tensor, scores: Tensor) -> None:
@@ -210,5 +231,5 @@ def _broadcasts(shape: tuple[int, ...], into: tuple[int, ...]) -> bool:
     )
 
 
-def _plain(dtype: torch.dtype) -> str:
+def _plain(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

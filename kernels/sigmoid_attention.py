@@ -53,13 +53,16 @@ import triton
 import triton.language as tl
 from attnlib.kernels.bands import band_of, edges_of, seen_only, tile_count, tile_start
 from attnlib.kernels.launch import (
+    LARGEST_NUMBER,
     check_attention,
     check_device,
+    check_flag,
     check_key_mask,
     check_scale,
     check_whole,
     on_device_of,
     readable,
+    shortened,
 )
 from attnlib.kernels.tile_choice import tile_for
 from attnlib.kernels.tiles import (
@@ -123,6 +126,7 @@ def sigmoid_attention(
     check_attention(query, key, value)
     check_bias(bias)
     check_scale(scale)
+    check_flag("is_causal", is_causal)
     check_whole("query_offset", query_offset)
     if window is not None:
         check_whole("window", window, least=1)
@@ -148,8 +152,11 @@ def check_bias(bias: float | None) -> None:
         return
     if isinstance(bias, bool) or not isinstance(bias, int | float):
         raise TypeError(f"bias must be a number, got {type(bias).__name__}")
-    if not math.isfinite(bias):
-        raise ValueError(f"bias must be a finite number, got {bias}")
+    if not -LARGEST_NUMBER <= bias <= LARGEST_NUMBER:
+        raise ValueError(
+            f"bias must be a finite number, got {shortened(bias)} "
+            "(it has to lie between -1e30 and 1e30)"
+        )
 
 
 @triton.jit

@@ -57,6 +57,7 @@ import triton
 import triton.language as tl
 from attnlib.kernels.launch import check_device, on_device_of, readable
 from attnlib.kernels.split_decode_checks import (
+    check_lengths_fit,
     check_no_gradient,
     check_numbers,
     check_page_numbers,
@@ -126,10 +127,12 @@ def split_decode(
     check_no_gradient(**tensors)
     check_device(part_kernel, **tensors)
     seen = {"query_offset": query_offset, "lengths": lengths, "sinks": sinks, "window": window}
-    if pages is not None:
-        check_page_numbers(query, key, pages, **seen)
+    if lengths is not None:
+        check_lengths_fit(lengths, room_of(query, key, pages)[1])
     if query.shape[:-1].numel() == 0:
         return query.new_zeros(*query.shape[:-1], value.shape[-1])
+    if pages is not None:
+        check_page_numbers(query, key, pages, **seen)
     parts = partial_reads(query, key, value, pages=pages, scale=scale, splits=splits, **seen)
     read = merged(*parts, readable(merge_kernel, query).dtype, sink_logit, query.shape[-2])
     return read.to(query.dtype).view(*query.shape[:-1], value.shape[-1])
@@ -349,7 +352,7 @@ def partial_reads(
             query,
             key,
             value,
-            lengths,
+            None if lengths is None else lengths.contiguous(),
             pages,
             highest,
             total,

@@ -10,6 +10,7 @@ from attnlib.kernels.launch import check_attention, check_dtype, check_scale, ch
 from torch import Tensor
 
 PAGE_SIZES = (16, 32, 64, 128, 256)
+LARGEST_POSITION = 2**29  # the kernel adds up to three of them in 32 bits
 
 
 def check_numbers(
@@ -22,14 +23,14 @@ def check_numbers(
 ) -> None:
     """Raise unless the numbers are whole where they must be, and within their bounds."""
     check_scale(scale)
-    check_whole("sinks", sinks, least=0)
+    check_whole("sinks", sinks, least=0, most=LARGEST_POSITION)
     for name, number, least in (
         ("query_offset", query_offset, 0),
         ("window", window, 1),
         ("splits", splits, 1),
     ):
         if number is not None:
-            check_whole(name, number, least)
+            check_whole(name, number, least, most=LARGEST_POSITION)
     if splits is not None and splits > largest_splits:
         raise ValueError(f"splits must be at most {largest_splits} for the kernel, got {splits}")
 
@@ -42,13 +43,13 @@ def check_tensors(
     pages: Tensor | None,
     sink_logit: Tensor | None,
 ) -> None:
-    """Raise unless dtypes and shapes fit, and lengths lie within the caches."""
+    """Raise unless dtypes and shapes fit."""
     if pages is None:
         check_attention(query, key, value)
     else:
         check_paged_attention(query, key, value, pages)
     if lengths is not None:
-        check_lengths(lengths, *room_of(query, key, pages))
+        check_lengths(lengths, room_of(query, key, pages)[0])
     if sink_logit is not None:
         check_dtype("sink_logit", sink_logit)
         heads = query.shape[-3] if query.dim() > 2 else 1
@@ -68,6 +69,9 @@ def room_of(query: Tensor, key: Tensor, pages: Tensor | None) -> tuple[int, int]
 
 def check_paged_attention(query: Tensor, key: Tensor, value: Tensor, pages: Tensor) -> None:
     """Raise unless query (B, H, N, D), pools (P, Hkv, page_size, width) and the page table fit."""
+    if not isinstance(pages, Tensor) or pages.dtype != torch.int32:
+        came = pages.dtype if isinstance(pages, Tensor) else type(pages).__name__
+        raise TypeError(f"pages must be an int32 tensor, got {came}")
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_dtype(name, tensor)
         if tensor.dim() != 4:
@@ -84,9 +88,6 @@ def check_paged_attention(query: Tensor, key: Tensor, value: Tensor, pages: Tens
         raise ValueError(
             f"a page of key must have 16, 32, 64, 128 or 256 rows, got {key.shape[-2]}"
         )
-    if not isinstance(pages, Tensor) or pages.dtype != torch.int32:
-        came = pages.dtype if isinstance(pages, Tensor) else type(pages).__name__
-        raise TypeError(f"pages must be an int32 tensor, got {came}")
     if pages.dim() != 2 or len(pages) != len(query):
         raise ValueError(
             f"pages must have shape ({len(query)}, pages of a sequence), a row for each sequence, "
@@ -94,8 +95,8 @@ def check_paged_attention(query: Tensor, key: Tensor, value: Tensor, pages: Tens
         )
 
 
-def check_lengths(lengths: Tensor, batch: int, keys: int) -> None:
-    """Raise unless `lengths` has a whole number for each cache, within the keys it has room for."""
+def check_lengths(lengths: Tensor, batch: int) -> None:
+    """Raise unless `lengths` has a whole number for each cache."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
         came = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
         raise TypeError(f"lengths must be an int32 or int64 tensor, got {came}")
@@ -104,7 +105,11 @@ def check_lengths(lengths: Tensor, batch: int, keys: int) -> None:
             f"lengths must have shape ({batch},), one for each batch entry, "
             f"got {tuple(lengths.shape)}"
         )
-    if batch and not 0 <= lengths.min() <= lengths.max() <= keys:
+
+
+def check_lengths_fit(lengths: Tensor, keys: int) -> None:
+    """Raise unless every length lies within the rows of a cache. The host waits for the numbers."""
+    if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= keys:
         raise ValueError(
             f"lengths must lie between 0 and the {keys} rows of a cache, got {lengths.tolist()}"
         )

@@ -317,6 +317,12 @@ WRONG_INPUTS = {
     r"block_size must be.*got 16.0": ((GOOD,) * 3 + (TABLE,), {"block_size": 16.0}),
     "key_mask must be a bool tensor": ((GOOD,) * 3 + (TABLE,), {"key_mask": torch.ones(20)}),
     "scale must be a positive finite number, got 0": ((GOOD,) * 3 + (TABLE,), {"scale": 0}),
+    "scale must be a positive finite number, got 1e-46": ((GOOD,) * 3 + (TABLE,), {"scale": 1e-46}),
+    "scale must be a positive.*got 100000000000...": ((GOOD,) * 3 + (TABLE,), {"scale": 10**400}),
+    "is_causal must be True or False, got .False.": (
+        (GOOD,) * 3 + (TABLE,),
+        {"is_causal": "False"},
+    ),
     "query_offset must be an int, got float": ((GOOD,) * 3 + (TABLE,), {"query_offset": 1.0}),
 }
 

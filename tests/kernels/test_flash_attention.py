@@ -247,6 +247,9 @@ WRONG_INPUTS = {
         {"key_mask": torch.ones(4, dtype=torch.bool)},
     ),
     "scale must be a positive finite number, got 0": ((GOOD,) * 3, {"scale": 0}),
+    "scale must be a positive finite number, got 1e-46": ((GOOD,) * 3, {"scale": 1e-46}),
+    "scale must be a positive.*got 100000000000...": ((GOOD,) * 3, {"scale": 10**400}),
+    "is_causal must be True or False, got .False.": ((GOOD,) * 3, {"is_causal": "False"}),
     "window must be at least 1, got 0": ((GOOD,) * 3, {"window": 0}),
     "query_offset must be an int, got float": ((GOOD,) * 3, {"query_offset": 1.0}),
 }

@@ -195,7 +195,7 @@ def test_sinks_say_nothing_without_a_window_and_a_wide_window_nothing_at_all():
     plain = split_decode(*inputs, splits=2)
     assert torch.equal(split_decode(*inputs, splits=2, sinks=5), plain)
     assert torch.equal(split_decode(*inputs, splits=2, window=300), plain)
-    assert torch.equal(split_decode(*inputs, splits=2, window=10**12, sinks=10**12), plain)
+    assert torch.equal(split_decode(*inputs, splits=2, window=2**29, sinks=2**29), plain)
 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64, 128, 256])
@@ -459,3 +459,28 @@ def test_peers_read_windows_and_pages_as_the_reference_does(kind, monkeypatch):
     peer = named["SDPA, math" if kind == "window" else "SDPA, math, after a copy"]
     exact = reference(*case.arguments)
     torch.testing.assert_close(peer(*case.arguments), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", ["expanded", "every second"])
+def test_lengths_are_read_by_their_steps(spread):
+    query, key = torch.randn(2, 1, 1, 8), torch.randn(2, 1, 40, 8)
+    lengths = {
+        "expanded": torch.tensor([5]).expand(2),
+        "every second": torch.tensor([5, 40, 7, 40])[::2],
+    }[spread]
+    read = split_decode(query, key, key, lengths=lengths)
+    assert torch.equal(read, split_decode(query, key, key, lengths=lengths.clone()))
+
+
+def test_without_a_query_no_page_is_looked_at():
+    pool = torch.randn(3, 2, 16, 8)
+    nowhere = torch.full((1, 2), -1, dtype=torch.int32)
+    assert split_decode(torch.randn(1, 2, 0, 8), pool, pool, pages=nowhere).shape == (1, 2, 0, 8)
+
+
+@pytest.mark.parametrize("name", ["query_offset", "sinks", "window"])
+@pytest.mark.parametrize("number", [2**31 - 1, 10**400], ids=["int32", "huge"])
+def test_positions_that_32_bits_cannot_add_are_refused(name, number):
+    x = torch.randn(1, 1, 20, 8)
+    with pytest.raises(ValueError, match=f"{name} must be at most"):
+        split_decode(x[:, :, :2], x, x, **{name: number})
