@@ -73,9 +73,14 @@ class Trial:
         return [length for length in lengths if length >= self.promises.shortest]
 
     def causal_settings(self) -> list[dict[str, Any]]:
-        """The options to try where a check concerns the plain and the causal form alike."""
-        causal = self.promises.causal and self.takes("is_causal")
-        return [{}, {"is_causal": True}] if causal else [{}]
+        """The options to try where a check concerns the plain and the causal form alike.
+
+        A function that is causal unless told otherwise has the causal form alone.
+        """
+        if not (self.promises.causal and self.takes("is_causal")):
+            return [{}]
+        always = inspect.signature(self.function).parameters["is_causal"].default is True
+        return [{"is_causal": True}] if always else [{}, {"is_causal": True}]
 
 
 def takes(function: Callable[..., Any], argument: str) -> bool:
