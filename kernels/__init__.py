@@ -18,6 +18,7 @@ if available():
     from attnlib.kernels.linear_attention_step import linear_attention_step
     from attnlib.kernels.masked_softmax import masked_softmax
     from attnlib.kernels.neighborhood_attention import neighborhood_attention
+    from attnlib.kernels.packed_attention import packed_attention
     from attnlib.kernels.sigmoid_attention import sigmoid_attention
     from attnlib.kernels.split_decode import split_decode
 else:
@@ -30,6 +31,7 @@ else:
     linear_attention_step = missing_kernel("linear_attention_step")
     masked_softmax = missing_kernel("masked_softmax")
     neighborhood_attention = missing_kernel("neighborhood_attention")
+    packed_attention = missing_kernel("packed_attention")
     sigmoid_attention = missing_kernel("sigmoid_attention")
     split_decode = missing_kernel("split_decode")
 
@@ -46,6 +48,7 @@ __all__ = [
     "linear_attention_step",
     "masked_softmax",
     "neighborhood_attention",
+    "packed_attention",
     "sigmoid_attention",
     "split_decode",
     "suits",
