@@ -8,6 +8,7 @@ from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.memory.delta_attention import delta_rule_attention, gated_delta_rule_attention
 from attnlib.memory.fixed_cache import FixedCache
 from attnlib.memory.latent import (
     LatentCache,
@@ -42,8 +43,10 @@ __all__ = [
     "attend",
     "bidirectional_attention",
     "chunked_softmax_attention",
+    "delta_rule_attention",
     "explicit_latent_attention",
     "flash_attention",
+    "gated_delta_rule_attention",
     "get",
     "grouped_query_attention",
     "latent_attention",
