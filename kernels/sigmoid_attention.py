@@ -70,6 +70,7 @@ from attnlib.kernels.tiles import (
     batch_and_heads,
     head_at,
     load_rows,
+    my_key_block,
     my_query_block,
     padded,
     product,
@@ -314,10 +315,7 @@ def key_gradient_kernel(
     key_block_size: tl.constexpr,
 ):
     query_count, key_count, heads, key_heads = counts
-    block_count = tl.cdiv(key_count, key_block_size)
-    key_start = tl.program_id(0) % block_count * key_block_size
-    batch_and_head = tl.program_id(0) // block_count
-    batch, key_head = batch_and_head // key_heads, batch_and_head % key_heads
+    key_start, batch, key_head = my_key_block(key_count, key_heads, key_block_size)
     key_ptr = head_at(key_ptr, key_steps, batch, key_head)
     value_ptr = head_at(value_ptr, value_steps, batch, key_head)
     if key_mask_ptr is not None:
@@ -358,7 +356,7 @@ def key_gradient_kernel(
             grad_scores = slope * grad_weights
             grad_key += product(grad_scores.to(query_block.dtype), query_block)
 
-    first_key = batch_and_head.to(tl.int64) * key_count
+    first_key = (batch * key_heads + key_head).to(tl.int64) * key_count
     in_tensor = keys < key_count
     store_rows(grad_key_ptr + first_key * width, key_start, grad_key * scale, in_tensor, width)
     store_rows(

@@ -37,6 +37,18 @@ def my_query_block(query_count, heads, block_size: tl.constexpr):
 
 
 @triton.jit
+def my_key_block(key_count, key_heads, block_size: tl.constexpr):
+    """The same for a block of keys: where it starts, its batch entry and its key head.
+
+    In order: under the causal rule the first keys are seen by the most queries.
+    """
+    block_count = tl.cdiv(key_count, block_size)
+    start = tl.program_id(0) % block_count * block_size
+    batch_and_head = tl.program_id(0) // block_count
+    return start, batch_and_head // key_heads, batch_and_head % key_heads
+
+
+@triton.jit
 def head_at(ptr, steps, batch, head):
     """Where the rows of one head start."""
     return ptr + batch.to(tl.int64) * steps[0] + head.to(tl.int64) * steps[1]
