@@ -21,6 +21,12 @@ from attnlib.memory.tree import tree_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.flash_attention import flash_attention
+from attnlib.read.linear_attention import (
+    LinearState,
+    feature_map_attention,
+    linear_attention,
+    linear_attention_step,
+)
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.shared_heads import (
     grouped_query_attention,
@@ -36,6 +42,7 @@ __all__ = [
     "FixedCache",
     "KeyValueCache",
     "LatentCache",
+    "LinearState",
     "Promises",
     "Taxonomy",
     "additive_attention",
@@ -45,12 +52,15 @@ __all__ = [
     "chunked_softmax_attention",
     "delta_rule_attention",
     "explicit_latent_attention",
+    "feature_map_attention",
     "flash_attention",
     "gated_delta_rule_attention",
     "get",
     "grouped_query_attention",
     "latent_attention",
     "latent_attention_step",
+    "linear_attention",
+    "linear_attention_step",
     "mechanism",
     "memory",
     "multi_query_attention",
