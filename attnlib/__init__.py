@@ -18,9 +18,11 @@ from attnlib.memory.latent import (
 )
 from attnlib.memory.split_decode import split_decode
 from attnlib.memory.tree import tree_attention
+from attnlib.read.agent_attention import agent_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.flash_attention import flash_attention
+from attnlib.read.flow_attention import flow_attention, flow_attention_step
 from attnlib.read.linear_attention import (
     LinearState,
     feature_map_attention,
@@ -28,6 +30,7 @@ from attnlib.read.linear_attention import (
     linear_attention_step,
 )
 from attnlib.read.pointing import pointer_attention
+from attnlib.read.rank_augmented import rank_augmented_attention
 from attnlib.read.shared_heads import (
     grouped_query_attention,
     multi_query_attention,
@@ -46,6 +49,7 @@ __all__ = [
     "Promises",
     "Taxonomy",
     "additive_attention",
+    "agent_attention",
     "all_mechanisms",
     "attend",
     "bidirectional_attention",
@@ -54,6 +58,8 @@ __all__ = [
     "explicit_latent_attention",
     "feature_map_attention",
     "flash_attention",
+    "flow_attention",
+    "flow_attention_step",
     "gated_delta_rule_attention",
     "get",
     "grouped_query_attention",
@@ -65,6 +71,7 @@ __all__ = [
     "memory",
     "multi_query_attention",
     "pointer_attention",
+    "rank_augmented_attention",
     "read",
     "score",
     "softmax_attention",
