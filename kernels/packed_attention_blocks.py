@@ -85,9 +85,9 @@ def checked_starts(name: str, starts: Tensor, rows: str, total: int) -> Tensor:
         raise ValueError(f"{name} must begin with 0, got {starts[0].item()}")
     if starts[-1] != total:
         raise ValueError(f"{name} must end with the {total} {rows}, got {starts[-1].item()}")
-    lengths = starts.diff()
-    if (lengths < 0).any():
-        first = int((lengths < 0).nonzero()[0])
+    descends = starts[1:] < starts[:-1]
+    if descends.any():
+        first = int(descends.nonzero()[0])
         raise ValueError(
             f"{name} must not descend, got {starts[first].item()} before "
             f"{starts[first + 1].item()} (entries {first} and {first + 1})"
