@@ -37,7 +37,16 @@ from attnlib.read.shared_heads import (
     unequal_heads_attention,
 )
 from attnlib.score.additive_attention import additive_attention
+from attnlib.weight.context_broadcasting import context_broadcasting
+from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
+from attnlib.weight.sigmoid_attention import sigmoid_attention
+from attnlib.weight.signed_attention import signed_attention
 from attnlib.weight.softmax_attention import softmax_attention
+from attnlib.weight.softplus_attention import (
+    reweighted_softplus_attention,
+    softplus_attention,
+)
+from attnlib.weight.uniform_attention import uniform_attention
 
 __version__ = "0.1.0"
 
@@ -54,6 +63,7 @@ __all__ = [
     "attend",
     "bidirectional_attention",
     "chunked_softmax_attention",
+    "context_broadcasting",
     "delta_rule_attention",
     "explicit_latent_attention",
     "feature_map_attention",
@@ -73,12 +83,19 @@ __all__ = [
     "pointer_attention",
     "rank_augmented_attention",
     "read",
+    "relu_attention",
+    "reweighted_softplus_attention",
     "score",
+    "sigmoid_attention",
+    "signed_attention",
     "softmax_attention",
     "softmax_attention_step",
+    "softplus_attention",
     "split_decode",
+    "squared_relu_attention",
     "support",
     "tree_attention",
     "unequal_heads_attention",
+    "uniform_attention",
     "weight",
 ]

@@ -33,14 +33,14 @@ def squared_rectified(
 
 
 def ramp(
-    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*batch N 1"]
+    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*#batch #N 1"]
 ) -> Float[Tensor, "*batch N M"]:
     """max(s, 0) / n on any part of a row, given how many keys the whole row may see."""
     return torch.relu(scores) / count.to(scores.dtype)
 
 
 def squared_ramp(
-    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*batch N 1"]
+    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*#batch #N 1"]
 ) -> Float[Tensor, "*batch N M"]:
     """max(s, 0)^2 / n on any part of a row, given how many keys the whole row may see."""
     return torch.relu(scores).square() / count.to(scores.dtype)

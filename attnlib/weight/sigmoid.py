@@ -28,7 +28,7 @@ def sigmoid(
 
 
 def gate(
-    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*batch N 1"], bias: float | None
+    scores: Float[Tensor, "*batch N M"], count: Float[Tensor, "*#batch #N 1"], bias: float | None
 ) -> Float[Tensor, "*batch N M"]:
     """The sigmoid of any part of a row, given how many keys the whole row may see."""
     shift = -count.log().to(scores.dtype) if bias is None else bias
