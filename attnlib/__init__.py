@@ -7,16 +7,28 @@ of them in one dense function, and mechanisms that change one step or compute it
 from attnlib import memory, read, score, support, weight
 from attnlib.atlas import Promises, Taxonomy, all_mechanisms, get, mechanism
 from attnlib.attend import attend
+from attnlib.memory.additive_recurrence import additive_recurrence, additive_recurrence_step
 from attnlib.memory.cache import KeyValueCache, softmax_attention_step
+from attnlib.memory.decayed_state import (
+    decayed_attention,
+    decayed_attention_dense,
+    decayed_attention_step,
+)
 from attnlib.memory.delta_attention import delta_rule_attention, gated_delta_rule_attention
+from attnlib.memory.dynamical_system import System, dynamical_system
 from attnlib.memory.fixed_cache import FixedCache
+from attnlib.memory.gated_linear import gated_linear_attention
+from attnlib.memory.hgrn2 import hgrn2_attention
 from attnlib.memory.latent import (
     LatentCache,
     explicit_latent_attention,
     latent_attention,
     latent_attention_step,
 )
+from attnlib.memory.lightning import lightning_attention
+from attnlib.memory.retention import retention
 from attnlib.memory.split_decode import split_decode
+from attnlib.memory.state_space_duality import state_space_duality
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
 from attnlib.read.bidirectional import bidirectional_attention
@@ -56,25 +68,35 @@ __all__ = [
     "LatentCache",
     "LinearState",
     "Promises",
+    "System",
     "Taxonomy",
     "additive_attention",
+    "additive_recurrence",
+    "additive_recurrence_step",
     "agent_attention",
     "all_mechanisms",
     "attend",
     "bidirectional_attention",
     "chunked_softmax_attention",
     "context_broadcasting",
+    "decayed_attention",
+    "decayed_attention_dense",
+    "decayed_attention_step",
     "delta_rule_attention",
+    "dynamical_system",
     "explicit_latent_attention",
     "feature_map_attention",
     "flash_attention",
     "flow_attention",
     "flow_attention_step",
     "gated_delta_rule_attention",
+    "gated_linear_attention",
     "get",
     "grouped_query_attention",
+    "hgrn2_attention",
     "latent_attention",
     "latent_attention_step",
+    "lightning_attention",
     "linear_attention",
     "linear_attention_step",
     "mechanism",
@@ -84,6 +106,7 @@ __all__ = [
     "rank_augmented_attention",
     "read",
     "relu_attention",
+    "retention",
     "reweighted_softplus_attention",
     "score",
     "sigmoid_attention",
@@ -93,6 +116,7 @@ __all__ = [
     "softplus_attention",
     "split_decode",
     "squared_relu_attention",
+    "state_space_duality",
     "support",
     "tree_attention",
     "unequal_heads_attention",

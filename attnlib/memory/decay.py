@@ -17,17 +17,17 @@ def expanded_decay(
 ) -> Float[Tensor, "*heads N _"] | None:
     """log a as (..., N, 1) or (..., N, D), or None; raise where a decay is outside (0, 1].
 
-    A tensor with as many dimensions as the query has one decay a channel, with one dimension less
-    one decay a token. Sizes of 1 are repeated, so (heads, 1) is one decay a head.
+    A tensor with as many dimensions as the query has one decay a channel, one with fewer one decay
+    a token. Sizes of 1 are repeated, so (heads, 1) is one decay a head.
     """
     if log_decay is None:
         return None
     if isinstance(log_decay, int | float) and not isinstance(log_decay, bool):
-        log_decay = query.new_full((1,) * (query.dim() - 1), float(log_decay))
+        log_decay = torch.tensor(float(log_decay), dtype=torch.float64)
     check_tensor("log_decay", log_decay)
     by_token, by_channel = query.shape[:-1], query.shape
     wanted = by_channel if log_decay.dim() == query.dim() else by_token
-    if log_decay.dim() != len(wanted) or not fits(log_decay.shape, wanted):
+    if not fits(log_decay.shape, wanted):
         raise ValueError(
             f"log_decay must broadcast to {tuple(by_token)}, one decay a token, or to "
             f"{tuple(by_channel)}, one a key channel, got {tuple(log_decay.shape)}"
@@ -39,6 +39,7 @@ def expanded_decay(
             "log_decay must lie in (-inf, 0], so that a decay is in (0, 1] and the state cannot "
             f"grow: got {wrong}"
         )
+    log_decay = log_decay.to(query.device)
     if wanted is by_token:
         return log_decay.expand(by_token).unsqueeze(-1)
     return log_decay.expand(by_channel)

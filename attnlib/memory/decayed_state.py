@@ -233,6 +233,7 @@ def read_by_kernel(
     from attnlib.kernels import linear_attention
 
     if decay is not None:
+        decay = decay.to(arithmetic_of(query.dtype))
         decay = decay.squeeze(-1) if decay.shape[-1] == 1 else decay.contiguous()
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     if initial_state is not None:
