@@ -106,10 +106,10 @@ def bent_exp(x: Tensor, bend: Tensor) -> Tensor:
     return torch.where(bend == 0, x, bent).exp()
 
 
-def _centered(scores: Tensor, support: Tensor, least: float = -1.0) -> Tensor:
+def _centered(scores: Tensor, support: Tensor, least: float = -2.0) -> Tensor:
     """Scores below the best of their row, at least in float32; `least` outside the support.
 
-    In the sorting algorithms nothing at or below -1 has weight, so everything is cut off there.
+    In the sorting algorithms nothing at or below -1 has weight, so -2 stands for all that is lower.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     inside = scores.masked_fill(~support, torch.finfo(scores.dtype).min)
