@@ -14,8 +14,9 @@ from attnlib.memory import empty_read, finish, merge, partial_read
 
 for entry in attnlib.atlas.operators():
     for lead in ((), (2,), (3, 2), (2, 3, 2)):
-        inputs = draw(5, 7, lead=lead)
-        options = {"is_causal": True, "attn_mask": torch.ones(5, 7, dtype=torch.bool)}
+        keys = 7 if entry.promises.cross else 5
+        inputs = draw(5, keys, lead=lead)
+        options = {"is_causal": True, "attn_mask": torch.ones(5, keys, dtype=torch.bool)}
         options = {name: given for name, given in options.items() if takes(entry.function, name)}
         further = {} if entry.promises.arguments is None else entry.promises.arguments(*inputs)
         assert entry(*inputs, **further, **options).shape == (*lead, 5, 3)
