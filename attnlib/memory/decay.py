@@ -8,8 +8,8 @@ from torch import Tensor
 
 from attnlib.checks import check_tensor, fits
 
-Decay = Float[Tensor, "*#heads #N"] | Float[Tensor, "*#heads #N #D"] | float | None
-"""log a: None (a = 1), a number, one number a token, or one a token and key channel."""
+Decay = Float[Tensor, "..."] | float | None
+"""log a: None (a = 1), a number, (*heads, N) one a token, (*heads, N, D) one a key channel."""
 
 
 def expanded_decay(

@@ -13,7 +13,7 @@ from attnlib.checks import check_attention, check_scale
 from attnlib.memory.decay import Decay, expanded_decay
 from attnlib.memory.decayed_state import scale_of
 from attnlib.memory.matrix_state import check_recurrent
-from attnlib.memory.state_space_duality import Rate, discretized
+from attnlib.memory.state_space_duality import Rate, Step, discretized
 from attnlib.weight.softmax import softmax
 
 
@@ -154,7 +154,7 @@ def selective_system(
     key: Float[Tensor, "*heads N D"],
     value: Float[Tensor, "*heads N E"],
     *,
-    step: Float[Tensor, "*#heads #N"],
+    step: Step,
     rate: Rate = 1.0,
     scale: float | None = None,
 ) -> System:

@@ -15,11 +15,15 @@ from attnlib.memory.decayed_state import (
 )
 from attnlib.memory.matrix_state import check_recurrent
 
-Rate = Float[Tensor, "*#heads #N"] | float
+Step = Float[Tensor, "..."]
+"""Delta: a tensor that broadcasts to (*heads, N)."""
+
+Rate = Float[Tensor, "..."] | float
+"""A: a number, or a tensor that broadcasts to (*heads, N)."""
 
 
 def discretized(
-    value: Float[Tensor, "*heads N E"], step: Float[Tensor, "*#heads #N"], rate: Rate
+    value: Float[Tensor, "*heads N E"], step: Step, rate: Rate
 ) -> tuple[Float[Tensor, "*heads N E"], Float[Tensor, "*heads N"]]:
     r"""(value \Delta, log decay -\Delta A): a step of length \Delta of h' = -A h + B x.
 
@@ -43,7 +47,7 @@ def state_space_duality_dense(
     key: Float[Tensor, "*heads N D"],
     value: Float[Tensor, "*heads N E"],
     *,
-    step: Float[Tensor, "*#heads #N"],
+    step: Step,
     rate: Rate = 1.0,
     is_causal: bool = True,
     scale: float | None = None,
@@ -61,7 +65,7 @@ def state_space_duality_step(
     key: Float[Tensor, "*heads C D"],
     value: Float[Tensor, "*heads C E"],
     *,
-    step: Float[Tensor, "*#heads #C"],
+    step: Step,
     rate: Rate = 1.0,
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "*heads C E"], Float[Tensor, "*heads D E"]]:
@@ -94,7 +98,7 @@ def state_space_duality(
     key: Float[Tensor, "*heads N D"],
     value: Float[Tensor, "*heads N E"],
     *,
-    step: Float[Tensor, "*#heads #N"],
+    step: Step,
     rate: Rate = 1.0,
     initial_state: Float[Tensor, "*heads D E"] | None = None,
     return_state: bool = False,
