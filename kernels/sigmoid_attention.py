@@ -1,8 +1,8 @@
 """Sigmoid attention as a kernel: each weight is decided alone, so a row has nothing to add up.
 
-The equation. Query i reads the keys j of its support S_i, with one number b for all scores:
+The equation. Query i reads the n_i keys j of its support S_i:
 
-    x_ij = scale q_i . k_j + b
+    x_ij = scale q_i . k_j + b_i       b_i = -log n_i, or one number given for all rows
     p_ij = 1 / (1 + exp(-x_ij))        o_i = sum_{j in S_i} p_ij v_j
 
 Backward, with g_i for the gradient dL/do_i that arrives at row i:
@@ -19,7 +19,8 @@ same tiles, and the band of supports meets each row of tiles in one stretch:
 
 Softmax compares a score with all others of its row, so a tile has to pass on running_max and
 running_sum, shrink what was summed before, divide at the end and keep log_sum for backward.
-Here none of that exists. A tile adds its weights times its values, and is done.
+Here none of that exists. A tile adds its weights times its values, and is done. What a row needs
+to know of itself, n_i, follows from the band and the padding before any score: the host counts it.
 
 What one program does. Forward: one query block of one head walks over the key blocks it sees and
 adds up o_i. Backward: p is computed again, tile by tile, in two kernels. One holds a query block
@@ -28,8 +29,9 @@ that share it for dL/dk and dL/dv. Neither needs o, or a number from the other. 
 one writer, so a run repeats to the last bit.
 
 What it must move, per head with b bytes a number: forward reads q, k, v and writes o, b (N + M)
-(D + E) in all. Backward reads q, k, v and g and writes three gradients. Keys and values are asked
-for again by every query block, and come from the chip's cache.
+(D + E) in all, and one number b_i a row for all heads. Backward reads q, k, v and g and writes
+three gradients. Keys and values are asked for again by every query block, and come from the chip's
+cache.
 
 What it computes: forward two products of 2 N M D operations (D = E), backward five (ours computes
 s and dL/dp in both kernels: seven). Causal is half. And for each score an exponential and a
@@ -67,6 +69,7 @@ from attnlib.kernels.launch import (
 from attnlib.kernels.tile_choice import tile_for
 from attnlib.kernels.tiles import (
     LOG2_E,
+    arithmetic_of,
     batch_and_heads,
     head_at,
     load_rows,
@@ -93,18 +96,17 @@ def sigmoid_attention(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Sigmoid attention: o_i = sum_{j in S_i} sigmoid(scale q_i . k_j + bias) v_j.
+    """Sigmoid attention: o_i = sum_{j in S_i} sigmoid(scale q_i . k_j + bias_i) v_j.
 
     Shapes: query (*batch, H, N, D), key (*batch, Hkv, M, D), value (*batch, Hkv, M, E), read
     (*batch, H, N, E); also without heads. H is a multiple of Hkv: query head h reads key head
     h // (H / Hkv). D and E are 1 to 256. key_mask is bool, True where a key may be read, and
     broadcasts to (*batch, M): one row for all heads and queries.
 
-    bias is -log M unless given, M the number of keys in the tensor. n weights of sigmoid(-log n)
-    = 1 / (n + 1) weigh about 1 together, as softmax weights do. As in the paper's own kernel it is
-    one constant for all rows, n the length of the sequence, under the causal rule too: there row i
-    starts with (i + 1) / (n + 1). Padding and window do not change it. Rows that are to read the
-    same at another M (a prefix, a cache that grows) need the bias given.
+    bias_i is -log n_i unless a bias is given, n_i the number of keys that row i sees. n weights of
+    sigmoid(-log n) = 1 / (n + 1) weigh about 1 together, as softmax weights do. Causal rule, window
+    and padding are counted, so a prefix, a cache that grows and a padded batch read the same as the
+    tokens alone. The paper's own kernel has one constant for all rows, -log of the length: give it.
 
     Row i stands at position i + query_offset. is_causal: it sees the keys up to its position.
     window=W: the last W of those. scale is D ** -0.5 unless given.
@@ -116,8 +118,8 @@ def sigmoid_attention(
     query, key and value, once (no second derivative).
 
     Cost: 2 (D + E) operations a pair of a query and a key that it sees, memory linear in N + M;
-    only the inputs are kept for the gradient. Batch axes that do not fold into one are copied; all
-    other layouts are read where they are.
+    the inputs and one number a row are kept for the gradient. Batch axes that do not fold into one
+    are copied; all other layouts are read where they are.
 
     Raises TypeError for a wrong dtype or a bias that is no number; ValueError for shapes that do
     not fit, a width over 256, numbers of a row that are not adjacent, devices that differ or cannot
@@ -141,9 +143,9 @@ def sigmoid_attention(
         key_mask = key_mask.expand(*key.shape[:-3], keys).reshape(batch, keys).contiguous()
     band = band_of(query.shape[-2], key.shape[-2], is_causal, query_offset, window)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    bias = -math.log(max(key.shape[-2], 1)) if bias is None else float(bias)
-    folded = (batch_and_heads(tensor) for tensor in (query, key, value))
-    read = SigmoidAttention.apply(*folded, key_mask, band, scale, bias)
+    folded = [batch_and_heads(tensor) for tensor in (query, key, value)]
+    shift = row_shift(*folded[:2], key_mask, band, bias)
+    read = SigmoidAttention.apply(*folded, key_mask, shift, band, scale)
     return read.view(*query.shape[:-1], value.shape[-1])
 
 
@@ -158,6 +160,23 @@ def check_bias(bias: float | None) -> None:
             f"bias must be a finite number, got {shortened(bias)} "
             "(it has to lie between -1e30 and 1e30)"
         )
+
+
+def row_shift(
+    query: Tensor, key: Tensor, key_mask: Tensor | None, band: tuple[int, int], bias: float | None
+) -> Tensor:
+    """The bias of each row (B, N) for exponents of two: -log2 n_i, or log2(e) bias."""
+    (batch, _, queries, _), keys, device = query.shape, key.shape[2], query.device
+    dtype = arithmetic_of(query.dtype)
+    if bias is not None:
+        return torch.full((batch, queries), bias * LOG2_E.value, dtype=dtype, device=device)
+    row = torch.arange(queries, device=device)
+    start, stop = (row + band[0]).clamp(0, keys), (row + band[1] + 1).clamp(0, keys)
+    seen = (stop - start).expand(batch, queries)
+    if key_mask is not None:  # before[:, j]: how many of the first j keys may be read
+        before = torch.nn.functional.pad(key_mask.cumsum(-1), (1, 0))
+        seen = before[:, stop] - before[:, start]
+    return -seen.clamp(min=1).to(dtype).log2()
 
 
 @triton.jit
@@ -182,13 +201,13 @@ def forward_kernel(
     key_ptr,
     value_ptr,
     key_mask_ptr,
+    shift_ptr,
     read_ptr,
     query_steps,
     key_steps,
     value_steps,
     counts,
     band,
-    bias: tl.float64,
     scale: tl.constexpr,
     width: tl.constexpr,
     value_width: tl.constexpr,
@@ -204,11 +223,12 @@ def forward_kernel(
     value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
+    shift_ptr += batch.to(tl.int64) * query_count
 
     queries = query_start + tl.arange(0, query_block_size)
     query_present = queries < query_count
     query_block = load_rows(query_ptr, query_start, query_steps[2], query_present, width)
-    shift = tl.full([1, 1], bias, arithmetic) * LOG2_E
+    shift = tl.load(shift_ptr + queries, mask=query_present, other=0.0)[:, None]
     accumulator = tl.zeros([query_block_size, padded(value_width)], arithmetic)
 
     query_stop = tl.minimum(query_start + query_block_size, query_count)
@@ -238,6 +258,7 @@ def query_gradient_kernel(
     key_ptr,
     value_ptr,
     key_mask_ptr,
+    shift_ptr,
     grad_read_ptr,
     grad_query_ptr,
     query_steps,
@@ -245,7 +266,6 @@ def query_gradient_kernel(
     value_steps,
     counts,
     band,
-    bias: tl.float64,
     scale: tl.constexpr,
     width: tl.constexpr,
     value_width: tl.constexpr,
@@ -261,13 +281,14 @@ def query_gradient_kernel(
     value_ptr = head_at(value_ptr, value_steps, batch, head // (heads // key_heads))
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
+    shift_ptr += batch.to(tl.int64) * query_count
 
     queries = query_start + tl.arange(0, query_block_size)
     query_present = queries < query_count
     query_block = load_rows(query_ptr, query_start, query_steps[2], query_present, width)
     grad_read_ptr += first_row * value_width
     grad_read = load_rows(grad_read_ptr, query_start, value_width, query_present, value_width)
-    shift = tl.full([1, 1], bias, arithmetic) * LOG2_E
+    shift = tl.load(shift_ptr + queries, mask=query_present, other=0.0)[:, None]
     grad_query = tl.zeros([query_block_size, padded(width)], arithmetic)
 
     query_stop = tl.minimum(query_start + query_block_size, query_count)
@@ -298,6 +319,7 @@ def key_gradient_kernel(
     key_ptr,
     value_ptr,
     key_mask_ptr,
+    shift_ptr,
     grad_read_ptr,
     grad_key_ptr,
     grad_value_ptr,
@@ -306,7 +328,6 @@ def key_gradient_kernel(
     value_steps,
     counts,
     band,
-    bias: tl.float64,
     scale: tl.constexpr,
     width: tl.constexpr,
     value_width: tl.constexpr,
@@ -320,12 +341,12 @@ def key_gradient_kernel(
     value_ptr = head_at(value_ptr, value_steps, batch, key_head)
     if key_mask_ptr is not None:
         key_mask_ptr += batch.to(tl.int64) * key_count
+    shift_ptr += batch.to(tl.int64) * query_count
 
     keys = key_start + tl.arange(0, key_block_size)
     present = rows_present(key_mask_ptr, keys, key_count, partial=True)
     key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
     value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
-    shift = tl.full([1, 1], bias, arithmetic) * LOG2_E
     grad_key = tl.zeros([key_block_size, padded(width)], arithmetic)
     grad_value = tl.zeros([key_block_size, padded(value_width)], arithmetic)
 
@@ -350,6 +371,7 @@ def key_gradient_kernel(
             scores = seen_only(
                 scores, queries[None, :], keys[:, None], present[:, None], band, partial
             )
+            shift = tl.load(shift_ptr + queries, mask=query_present, other=0.0)[None, :]
             weights, slope = sigmoid_and_slope(scores * (scale * LOG2_E) + shift)
             grad_value += product(weights.to(grad_read.dtype), grad_read)
             grad_weights = product(value_block, tl.trans(grad_read))
@@ -368,12 +390,12 @@ class SigmoidAttention(torch.autograd.Function):
     """The three kernels as one differentiable operation on tensors (B, H, N, D)."""
 
     @staticmethod
-    def forward(ctx, query, key, value, key_mask, band, scale, bias) -> Tensor:
+    def forward(ctx, query, key, value, key_mask, shift, band, scale) -> Tensor:
         ctx.dtype = query.dtype
         query, key, value = (readable(forward_kernel, tensor) for tensor in (query, key, value))
-        ctx.save_for_backward(query, key, value, key_mask)
-        ctx.support_and_score = band, scale, bias
-        return read_of(query, key, value, key_mask, band, scale, bias).to(ctx.dtype)
+        ctx.save_for_backward(query, key, value, key_mask, shift)
+        ctx.support_and_score = band, scale
+        return read_of(query, key, value, key_mask, shift, band, scale).to(ctx.dtype)
 
     @staticmethod
     @once_differentiable
@@ -383,21 +405,21 @@ class SigmoidAttention(torch.autograd.Function):
         return *(gradient.to(ctx.dtype) for gradient in gradients), None, None, None, None
 
 
-def read_of(query, key, value, key_mask, band, scale, bias) -> Tensor:
+def read_of(query, key, value, key_mask, shift, band, scale) -> Tensor:
     """o: all that forward leaves."""
     batch, heads, queries, _ = query.shape
     choices = tile_for(TILES, "forward", query, value)
     read = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
     with on_device_of(query):
         forward_kernel[(batch * heads * triton.cdiv(queries, choices["query_block_size"]),)](
-            *(query, key, value, key_mask, read),
-            **problem(query, key, value, band, scale, bias),
+            *(query, key, value, key_mask, shift, read),
+            **problem(query, key, value, band, scale),
             **choices,
         )
     return read
 
 
-def gradients_of(grad_read, query, key, value, key_mask, band, scale, bias):
+def gradients_of(grad_read, query, key, value, key_mask, shift, band, scale):
     """The gradients of query, key and value."""
     batch, heads, queries, _ = query.shape
     grad_query, grad_key, grad_value = (
@@ -406,24 +428,24 @@ def gradients_of(grad_read, query, key, value, key_mask, band, scale, bias):
     )
     for_queries = tile_for(TILES, "query gradient", query, value)
     for_keys = tile_for(TILES, "key gradient", query, value)
-    shared = problem(query, key, value, band, scale, bias)
+    shared = problem(query, key, value, band, scale)
     with on_device_of(query):
         blocks = triton.cdiv(queries, for_queries["query_block_size"])
         query_gradient_kernel[(batch * heads * blocks,)](
-            *(query, key, value, key_mask, grad_read, grad_query),
+            *(query, key, value, key_mask, shift, grad_read, grad_query),
             **shared,
             **for_queries,
         )
         blocks = triton.cdiv(key.shape[-2], for_keys["key_block_size"])
         key_gradient_kernel[(batch * key.shape[1] * blocks,)](
-            *(query, key, value, key_mask, grad_read, grad_key, grad_value),
+            *(query, key, value, key_mask, shift, grad_read, grad_key, grad_value),
             **shared,
             **for_keys,
         )
     return grad_query, grad_key, grad_value
 
 
-def problem(query, key, value, band: tuple[int, int], scale: float, bias: float) -> dict:
+def problem(query, key, value, band: tuple[int, int], scale: float) -> dict:
     """What all three kernels are told of the layout, the support and the score."""
     return {
         "query_steps": query.stride()[:3],
@@ -431,7 +453,6 @@ def problem(query, key, value, band: tuple[int, int], scale: float, bias: float)
         "value_steps": value.stride()[:3],
         "counts": (query.shape[2], key.shape[2], query.shape[1], key.shape[1]),
         "band": band,
-        "bias": bias,
         "scale": scale,
         "width": query.shape[3],
         "value_width": value.shape[3],

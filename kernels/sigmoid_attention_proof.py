@@ -8,7 +8,7 @@ import torch
 from attnlib.kernels.bands import band_of
 from attnlib.kernels.dense_forms import band_support, for_every_head
 from attnlib.kernels.offline_compile import SHARED_MEMORY
-from attnlib.kernels.proof import Case, Launch, Proof, types_of
+from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of
 from attnlib.kernels.sigmoid_attention import (
     TILES,
     forward_kernel,
@@ -17,6 +17,7 @@ from attnlib.kernels.sigmoid_attention import (
     sigmoid_attention,
 )
 from attnlib.kernels.tile_choice import tile
+from attnlib.kernels.tiles import arithmetic_of
 from torch import Tensor
 
 LENGTHS = (1, 15, 63, 100, 257)
@@ -42,14 +43,25 @@ def dense_form(
     bias: float | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """o_i = sum_{j in S_i} sigmoid(s_ij + b) v_j. support broadcasts to (..., H, N, M)."""
+    """o_i = sum_{j in S_i} sigmoid(s_ij + b_i) v_j, b_i = -log n_i or the one number given.
+
+    support broadcasts to (..., H, N, M); without one every query sees every key.
+    """
     key, value = (for_every_head(tensor, query) for tensor in (key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    bias = -math.log(max(key.shape[-2], 1)) if bias is None else bias
-    weights = torch.sigmoid(scale * (query @ key.mT) + bias)
+    bias = minus_log_n(key, support) if bias is None else bias
+    weights = torch.sigmoid(scale * (query @ key.mT) + bias).to(value.dtype)
     if support is not None:
         weights = torch.where(support, weights, 0.0)
     return weights @ value
+
+
+def minus_log_n(key: Tensor, support: Tensor | None) -> Tensor:
+    """-log n_i, n_i the keys that row i sees: all without a support; 0 for a row that sees none."""
+    if support is None:
+        support = torch.ones(1, key.shape[-2], dtype=torch.bool, device=key.device)
+    dtype = arithmetic_of(key.dtype)
+    return -support.sum(-1, keepdim=True).clamp(min=1).to(dtype).log()
 
 
 def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
@@ -164,7 +176,7 @@ def launch(name: str, compiled: object, dtype: torch.dtype, width: int, chip: in
         "value_steps": steps,
         "counts": ("i32",) * 4,
         "band": ("i32",) * 2,
-        "bias": "fp64",
+        "shift_ptr": POINTERS[arithmetic_of(dtype)],
     }
     types = types_of(compiled.arg_names, constants, dtype, special)
     label = f"{name}, {types['query_ptr'][1:5]}, D {width}, sm_{chip}"
@@ -183,6 +195,8 @@ def timed_cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
             torch.randn(batch, heads, length, width, device=device, dtype=dtype).requires_grad_()
             for _ in range(3)
         )
+        # One bias for all rows, as the peers have it.
+        options = options | {"bias": -math.log(length)}
         yield Case(f"B{batch} H{heads} N{length} D{width}, {name}", (*tensors, options))
 
 
@@ -258,11 +272,13 @@ def flash_sigmoid(query: Tensor, key: Tensor, value: Tensor, options: dict) -> T
     unknown = set(options) - {"is_causal", "bias", "scale"}
     if unknown:
         raise ValueError(f"this peer is not asked for {', '.join(sorted(unknown))}")
-    bias = options.get("bias")
+    bias, is_causal = options.get("bias"), options.get("is_causal", False)
+    if bias is None and is_causal:
+        raise ValueError("this peer has one bias for all rows: under the causal rule, give it")
     read = flash_attn_func(
         *(tensor.transpose(1, 2) for tensor in (query, key, value)),
         softmax_scale=options.get("scale"),
-        causal=options.get("is_causal", False),
+        causal=is_causal,
         sigmoid_bias=-math.log(max(key.shape[-2], 1)) if bias is None else bias,
     )
     return read.transpose(1, 2)

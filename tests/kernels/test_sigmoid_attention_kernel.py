@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from attnlib.kernels import sigmoid_attention, tile_choice
+from attnlib.kernels.dense_forms import band_support
 from attnlib.kernels.proof import Case
 from attnlib.kernels.sigmoid_attention_proof import PROOF, check_table_fits, pairs_seen, reference
 
@@ -44,7 +45,7 @@ def test_worked_example_by_hand():
     expected = torch.tensor([[4 / 3, 24 / 5], [4 / 3, 72 / 11]], dtype=torch.float64)
     torch.testing.assert_close(halved, expected, rtol=1e-14, atol=0)
     causal = sigmoid_attention(query, key, value, is_causal=True)
-    expected[0, 1] = 0.0  # the bias stays -log 2 where row 0 sees one key
+    expected[0] = torch.tensor([2.0, 0.0])  # row 0 sees one key: bias -log 1, weight 1/2
     torch.testing.assert_close(causal, expected, rtol=1e-14, atol=0)
 
 
@@ -137,14 +138,26 @@ def test_future_token_changes_no_bit_of_the_past():
     assert not torch.equal(before[0][:, 100:], after[:, 100:])
 
 
-def test_prefix_reads_the_same_where_the_bias_is_given():
+@pytest.mark.parametrize("bias", [None, -5.0])
+def test_prefix_and_a_last_query_alone_read_the_same(bias):
     query, key, value = (tensor.detach() for tensor in three(2, 150, 16))
-    whole = sigmoid_attention(query, key, value, is_causal=True, bias=-5.0)
+    options = {"is_causal": True, "bias": bias}
+    whole = sigmoid_attention(query, key, value, **options)
     prefix = (tensor[:, :100] for tensor in (query, key, value))
-    part = sigmoid_attention(*prefix, is_causal=True, bias=-5.0)
+    part = sigmoid_attention(*prefix, **options)
     torch.testing.assert_close(part, whole[:, :100], rtol=1e-13, atol=1e-15)
-    last = sigmoid_attention(query[:, -1:], key, value, is_causal=True, query_offset=149, bias=-5.0)
+    last = sigmoid_attention(query[:, -1:], key, value, query_offset=149, **options)
     torch.testing.assert_close(last, whole[:, -1:], rtol=1e-13, atol=1e-15)
+
+
+def test_padding_and_windows_are_counted_so_zero_scores_weigh_n_over_n_plus_1():
+    query, key, value = torch.zeros(2, 1, 70, 4), rows(2, 1, 70, 4).float(), torch.ones(2, 1, 70, 1)
+    key_mask = torch.arange(70) % 3 > torch.tensor([[0], [1]])
+    options = {"is_causal": True, "query_offset": 2, "window": 20}
+    read = sigmoid_attention(query, key.detach(), value, key_mask=key_mask, **options)
+    seen = band_support(query, key, key_mask=key_mask, **options).sum(-1, keepdim=True)
+    torch.testing.assert_close(read, seen / (seen + 1))
+    assert len(seen.unique()) > 7
 
 
 def test_parts_of_the_keys_add_up():
@@ -216,12 +229,12 @@ def test_length_zero_reads_zero_and_has_a_gradient(queries, keys, heads):
         assert not gradient.any()
 
 
-def test_only_the_inputs_are_kept_for_the_gradient():
-    tensors = three(2, 30, 8)
+def test_the_inputs_and_one_number_a_row_are_kept_for_the_gradient():
+    tensors = three(3, 2, 30, 8)
     saved = sigmoid_attention(*tensors).grad_fn.next_functions[0][0].saved_tensors
-    assert [kept.data_ptr() for kept in saved if kept is not None] == [
-        tensor.data_ptr() for tensor in tensors
-    ]
+    *inputs, shift = [kept for kept in saved if kept is not None]
+    assert [kept.data_ptr() for kept in inputs] == [tensor.data_ptr() for tensor in tensors]
+    assert shift.shape == (3, 30)
 
 
 def test_work_is_counted_over_the_pairs_that_are_seen():
