@@ -203,6 +203,14 @@ def test_a_random_guide_gives_the_same_weights_for_all_texts_and_they_are_learnt
     assert "noise" not in dict(build.named_parameters())
 
 
+def test_a_random_guide_passes_through_the_layers_below(model):
+    build = model("random guide")
+    one = fixed_maps(build, TEXTS)
+    with torch.no_grad():
+        build.blocks[0].attention.to_value.weight.mul_(3)
+    assert not torch.allclose(one, fixed_maps(build, TEXTS))
+
+
 def test_an_embedding_guide_gives_weights_that_the_layers_below_do_not_move(model):
     build = model("embedding guide")
     one = fixed_maps(build, TEXTS)
