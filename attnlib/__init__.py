@@ -33,14 +33,20 @@ from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
+from attnlib.read.efficient_attention import efficient_attention
+from attnlib.read.fastmax_attention import fastmax_attention
 from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
+from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
+from attnlib.read.injective_attention import injective_attention
 from attnlib.read.linear_attention import (
     LinearState,
     feature_map_attention,
     linear_attention,
     linear_attention_step,
 )
+from attnlib.read.log_normal_attention import log_normal_attention
+from attnlib.read.performer import performer_attention
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.rank_augmented import rank_augmented_attention
 from attnlib.read.shared_heads import (
@@ -48,6 +54,7 @@ from attnlib.read.shared_heads import (
     multi_query_attention,
     unequal_heads_attention,
 )
+from attnlib.read.taylor_attention import taylor_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
 from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
@@ -64,6 +71,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FixedCache",
+    "HedgehogAttention",
     "KeyValueCache",
     "LatentCache",
     "LinearState",
@@ -84,7 +92,9 @@ __all__ = [
     "decayed_attention_step",
     "delta_rule_attention",
     "dynamical_system",
+    "efficient_attention",
     "explicit_latent_attention",
+    "fastmax_attention",
     "feature_map_attention",
     "flash_attention",
     "flow_attention",
@@ -93,15 +103,19 @@ __all__ = [
     "gated_linear_attention",
     "get",
     "grouped_query_attention",
+    "hedgehog_attention",
     "hgrn2_attention",
+    "injective_attention",
     "latent_attention",
     "latent_attention_step",
     "lightning_attention",
     "linear_attention",
     "linear_attention_step",
+    "log_normal_attention",
     "mechanism",
     "memory",
     "multi_query_attention",
+    "performer_attention",
     "pointer_attention",
     "rank_augmented_attention",
     "read",
@@ -118,6 +132,7 @@ __all__ = [
     "squared_relu_attention",
     "state_space_duality",
     "support",
+    "taylor_attention",
     "tree_attention",
     "unequal_heads_attention",
     "uniform_attention",

@@ -15,7 +15,7 @@ from attnlib.backend import runs_kernel
 from attnlib.checks import check_attention, check_count, check_mask
 from attnlib.read.heads import repeat_key_heads
 from attnlib.score.features import FeatureMap, feature_product, features_of
-from attnlib.weight.division import divided_by_sum, inverse_of, not_divided
+from attnlib.weight.division import divided, divided_by_sum, not_divided
 from attnlib.weight.feature_maps.elementwise import elu_plus_one
 
 
@@ -99,7 +99,7 @@ def linear_attention_step(
         matrix, total = repeat_key_heads(query, matrix, total)
     read = phi_q @ matrix
     if normalize:
-        read = read * inverse_of(phi_q @ total)
+        read = divided(read, phi_q @ total)
     return read.to(query.dtype), state
 
 
@@ -209,7 +209,7 @@ def linear_attention(
     else:
         sums = phi_q @ (phi_k.mT @ counted)
     if normalize:
-        sums = sums[..., :-1] * inverse_of(sums[..., -1:])
+        sums = divided(sums[..., :-1], sums[..., -1:])
     return sums.to(query.dtype)
 
 

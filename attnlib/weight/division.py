@@ -1,5 +1,7 @@
 """Weights from numbers that are weights already: each is divided by the sum of its row."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,7 +15,7 @@ def divided_by_sum(
     A row whose sum is zero has weights zero. Raises ValueError where a sum is negative (on a CPU).
     """
     kept = scores.masked_fill(~support, 0.0)
-    return kept * inverse_of(kept.sum(-1)).unsqueeze(-1)
+    return divided(kept, kept.sum(-1, keepdim=True))
 
 
 def not_divided(
@@ -23,12 +25,16 @@ def not_divided(
     return scores.masked_fill(~support, 0.0)
 
 
-def inverse_of(total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """1 / total, and zero where the total is zero, so that such a row reads zero.
+def divided(
+    sums: Float[Tensor, "*batch N E"], total: Float[Tensor, "*batch N #E"]
+) -> Float[Tensor, "*batch N E"]:
+    """sums / total, and zero where the total is zero.
 
+    A total below tiny / eps of the dtype (1e-31 in float32) counts as zero: its terms are too small
+    to be told apart, and its gradient would overflow.
     Raises ValueError where a total is negative: a sum of weights that may be negative can come
     close to zero, and the quotient means nothing. On a GPU nobody looks, since looking would make
-    the host wait for it.
+    the host wait for it, and such a row reads zero.
     """
     if total.device.type == "cpu" and (total < 0).any():
         raise ValueError(
@@ -36,5 +42,5 @@ def inverse_of(total: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
             f"got a sum of {total.min().item():.3g}; use a map without negative products, or "
             "normalize=False"
         )
-    zero = total == 0
-    return torch.where(zero, 0.0, 1 / total.masked_fill(zero, 1.0))
+    limits = torch.finfo(total.dtype)
+    return sums / total.masked_fill(total < limits.tiny / limits.eps, math.inf)
