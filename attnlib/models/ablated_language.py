@@ -12,15 +12,15 @@ from attnlib.models.attention_ablations import (
     GuidedAttention,
     LearntMap,
     RandomMap,
+    approximate_attention,
     key_alone_attention,
     own_value,
-    taylor_attention,
-    uniform_attention,
 )
 from attnlib.models.blocks import Block
 from attnlib.models.language import DecoderLM
 from attnlib.models.multi_head import MultiHeadAttention
 from attnlib.models.positions import TOKEN_SCALE
+from attnlib.weight.uniform_attention import uniform_attention
 
 MakeLayer = Callable[[int], nn.Module]
 """The number of a layer, from 0 on -> the attention layer that it gets."""
@@ -169,7 +169,7 @@ ABLATIONS: dict[str, Callable[..., DecoderLM]] = {
     "random guide": RandomGuidedLM,
     "embedding guide": EmbeddingGuidedLM,
     "key alone": _operator(lambda **_: key_alone_attention),
-    "Taylor": _operator(lambda **_: taylor_attention),
+    "approximate": _operator(lambda **_: approximate_attention),
 }
 """Ablations by name, from no mixing at all to content without the exponential.
 

@@ -63,27 +63,6 @@ class GatedPerceptron(nn.Module):
         return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
 
 
-def uniform_attention(
-    query: Float[Tensor, "*heads N D"],
-    key: Float[Tensor, "*heads M D"],
-    value: Float[Tensor, "*heads M E"],
-    *,
-    attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
-    is_causal: bool = False,
-    query_offset: int = 0,
-) -> Float[Tensor, "*heads N E"]:
-    """Mixing and nothing else: the mean of the values in the support. Ours."""
-    return attend(
-        query,
-        key,
-        value,
-        weight=uniform,
-        attn_mask=attn_mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-    )
-
-
 def taylor(
     scores: Float[Tensor, "*batch N M"], support: Bool[Tensor, "*batch N M"]
 ) -> Float[Tensor, "*batch N M"]:
@@ -96,7 +75,7 @@ def taylor(
     return grown / grown.sum(-1, keepdim=True).clamp(min=0.5)
 
 
-def taylor_attention(
+def approximate_attention(
     query: Float[Tensor, "*heads N D"],
     key: Float[Tensor, "*heads M D"],
     value: Float[Tensor, "*heads M E"],

@@ -12,12 +12,12 @@ from attnlib.models.attention_ablations import (
     GuidedAttention,
     LearntMap,
     RandomMap,
+    approximate_attention,
     key_alone_attention,
     own_value,
     taylor,
-    taylor_attention,
-    uniform_attention,
 )
+from attnlib.weight.uniform_attention import uniform_attention
 
 SIZES = {"width": 8, "heads": 2, "layers": 2, "max_length": 12, "position": "rope"}
 TEXTS = torch.randint(11, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def operators():
     return {
         "own value": own_value,
         "uniform": uniform_attention,
-        "Taylor": taylor_attention,
+        "approximate": approximate_attention,
         "key alone": key_alone_attention,
         "learnt map": learnt,
         "random map": RandomMap(heads=2, max_length=9, seed=1),
@@ -82,7 +82,7 @@ def test_one_token_alone_reads_its_own_value(name):
         ("learnt map", False, False),
         ("random map", False, False),
         ("key alone", True, True),
-        ("Taylor", True, True),
+        ("approximate", True, True),
     ],
 )
 def test_weights_depend_on_content_only_where_they_should(name, query_counts, key_counts):
@@ -136,7 +136,7 @@ def test_taylor_weights_by_hand():
 def test_taylor_weights_near_zero_scores_are_nearly_softmax():
     query, key, value = draw(5, 5)
     query = 0.01 * query
-    assert (taylor_attention(query, key, value) - attend(query, key, value)).abs().max() < 1e-5
+    assert (approximate_attention(query, key, value) - attend(query, key, value)).abs().max() < 1e-5
 
 
 def test_the_gated_perceptron_has_the_parameters_of_an_attention_layer():
