@@ -19,6 +19,7 @@ if available():
     from attnlib.kernels.masked_softmax import masked_softmax
     from attnlib.kernels.neighborhood_attention import neighborhood_attention
     from attnlib.kernels.packed_attention import packed_attention
+    from attnlib.kernels.scored_attention import scored_attention
     from attnlib.kernels.sigmoid_attention import sigmoid_attention
     from attnlib.kernels.split_decode import split_decode
 else:
@@ -32,6 +33,7 @@ else:
     masked_softmax = missing_kernel("masked_softmax")
     neighborhood_attention = missing_kernel("neighborhood_attention")
     packed_attention = missing_kernel("packed_attention")
+    scored_attention = missing_kernel("scored_attention")
     sigmoid_attention = missing_kernel("sigmoid_attention")
     split_decode = missing_kernel("split_decode")
 
@@ -49,6 +51,7 @@ __all__ = [
     "masked_softmax",
     "neighborhood_attention",
     "packed_attention",
+    "scored_attention",
     "sigmoid_attention",
     "split_decode",
     "suits",

@@ -21,6 +21,7 @@ KERNELS = (
     "linear_attention_step",
     "masked_softmax",
     "neighborhood_attention",
+    "scored_attention",
     "packed_attention",
     "sigmoid_attention",
     "split_decode",
