@@ -3,6 +3,7 @@
 import itertools
 import math
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from attnlib.models import DecoderLM, MultiHeadAttention
 from attnlib.models.entmax_layer import EntmaxAttention
 from attnlib.weight.entmax import bent_exp, entmax, entmax15, sparsemax
 from attnlib.weight.entmax_attention import (
+    dense_entmax_attention,
     entmax15_attention,
     entmax_attention,
     sparsemax_attention,
@@ -307,6 +309,20 @@ def test_the_operators_use_these_weights():
         assert torch.allclose(operator(query, key, value, is_causal=True), wanted)
     loose = entmax_attention(query, key, value, alpha=1.0)
     assert torch.allclose(loose, torch.softmax(scores, -1) @ value)
+
+
+def test_rows_in_blocks_give_the_same_read_and_the_same_gradients():
+    query, key, value = draw(9, 11)
+    alpha = torch.tensor([1.2, 1.8], dtype=torch.float64)[:, None, None]
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value, alpha)]
+    results = []
+    for attention in (dense_entmax_attention, partial(entmax_attention, chunk=4)):
+        read = attention(query, key, value, alpha=alpha, is_causal=True, query_offset=1)
+        results.append((read, *torch.autograd.grad(read.square().sum(), inputs)))
+    for got, wanted in zip(*results, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-12)
+    with pytest.raises(ValueError, match="alpha must be the same for all queries of a head"):
+        entmax_attention(query, key, value, alpha=torch.full((2, 9, 1), 1.5))
 
 
 def test_a_layer_learns_one_alpha_a_head():
