@@ -57,6 +57,11 @@ from attnlib.read.shared_heads import (
 from attnlib.read.taylor_attention import taylor_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
+from attnlib.weight.entmax_attention import (
+    entmax15_attention,
+    entmax_attention,
+    sparsemax_attention,
+)
 from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
 from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.signed_attention import signed_attention
@@ -93,6 +98,8 @@ __all__ = [
     "delta_rule_attention",
     "dynamical_system",
     "efficient_attention",
+    "entmax15_attention",
+    "entmax_attention",
     "explicit_latent_attention",
     "fastmax_attention",
     "feature_map_attention",
@@ -128,6 +135,7 @@ __all__ = [
     "softmax_attention",
     "softmax_attention_step",
     "softplus_attention",
+    "sparsemax_attention",
     "split_decode",
     "squared_relu_attention",
     "state_space_duality",
