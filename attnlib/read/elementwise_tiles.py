@@ -63,7 +63,7 @@ def attend_in_tiles(
         tiles = []
         for columns in chunks(key.shape[-2], chunk):
             tile = tile_of(where, rows, columns)
-            if is_causal and tile[3][0, 0] > tile[2][-1, 0]:
+            if is_causal and columns.start >= query_offset + rows.stop:
                 break  # this chunk and all later ones lie in the future of every row
             mask = None if attn_mask is None else attn_mask[..., rows, columns]
             allowed = allowed_keys(tile, support, mask, is_causal)
