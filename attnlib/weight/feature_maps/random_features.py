@@ -24,7 +24,9 @@ def orthogonal_directions(
     blocks = []
     for _ in range(math.ceil(features / width)):
         normal = torch.randn(width, width, generator=generator, dtype=torch.float64)
-        blocks.append(torch.linalg.qr(normal).Q.mT)
+        directions, triangle = torch.linalg.qr(normal)
+        # A QR routine chooses the signs of the columns; those of `normal` make them uniform.
+        blocks.append((directions * triangle.diagonal().sign()).mT)
     lengths = torch.randn(features, width, generator=generator, dtype=torch.float64).norm(dim=-1)
     return (torch.cat(blocks)[:features] * lengths[:, None]).to(dtype)
 
