@@ -89,7 +89,8 @@ def read_block(
     One token is the recurrence, all tokens are the matrix.
     """
     if decay is None:
-        read = (query @ key.mT).tril() @ value + query @ state
+        read = (query @ key.mT).tril_() @ value
+        read += query @ state  # in place: nothing is copied, and no gradient needs what was there
         return read, state + key.mT @ value
     if decay.shape[-1] == 1:
         scores = (query @ key.mT) * decay_between(decay)
@@ -126,8 +127,8 @@ def decayed_attention_step(
     check_state("state", state, query, value)
     dtype, scale = query.dtype, scale_of(scale, query)
     query, key, value, decay = summed(query, key, value, decay)
-    read, state = read_block(state.to(query.dtype), query, key, value, decay)
-    return (scale * read).to(dtype), state
+    read, state = read_block(state.to(query.dtype), scale * query, key, value, decay)
+    return read.to(dtype), state
 
 
 def one_decay(query: Tensor, key: Tensor, value: Tensor) -> dict[str, float]:
@@ -215,10 +216,10 @@ def read_by_chunks(
     reads = [value[..., :0, :]]
     for start in range(0, query.shape[-2], chunk):
         rows = slice(start, start + chunk)
-        block = (None if x is None else x[..., rows, :] for x in (query, key, value, decay))
-        read, state = read_block(state, *block)
+        keys, values, faded = (None if x is None else x[..., rows, :] for x in (key, value, decay))
+        read, state = read_block(state, scale * query[..., rows, :], keys, values, faded)
         reads.append(read)
-    return (scale * torch.cat(reads, dim=-2)).to(dtype), state
+    return torch.cat(reads, dim=-2).to(dtype), state
 
 
 def read_by_kernel(
