@@ -78,7 +78,7 @@ def relu_attention(
     equation=r"\frac1n \max(Q K^\top / \sqrt{D}, 0)^2\, V",
     cost="time N M (D + E), memory (N + M)(D + E) + chunk M",
     oracle=dense_form(squared_rectified),
-    promises=Promises(normalized=False, score_range=100),
+    promises=Promises(normalized=False, score_range=100.0),
     taxonomy=TAXONOMY,
 )
 def squared_relu_attention(
