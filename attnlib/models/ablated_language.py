@@ -169,7 +169,7 @@ ABLATIONS: dict[str, Callable[..., DecoderLM]] = {
     "random guide": RandomGuidedLM,
     "embedding guide": EmbeddingGuidedLM,
     "key alone": _operator(lambda **_: key_alone_attention),
-    "approximate": _operator(lambda **_: approximate_attention),
+    "Taylor": _operator(lambda **_: approximate_attention),
 }
 """Ablations by name, from no mixing at all to content without the exponential.
 

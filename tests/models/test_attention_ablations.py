@@ -30,7 +30,7 @@ def operators():
     return {
         "own value": own_value,
         "uniform": uniform_attention,
-        "approximate": approximate_attention,
+        "Taylor": approximate_attention,
         "key alone": key_alone_attention,
         "learnt map": learnt,
         "random map": RandomMap(heads=2, max_length=9, seed=1),
@@ -82,7 +82,7 @@ def test_one_token_alone_reads_its_own_value(name):
         ("learnt map", False, False),
         ("random map", False, False),
         ("key alone", True, True),
-        ("approximate", True, True),
+        ("Taylor", True, True),
     ],
 )
 def test_weights_depend_on_content_only_where_they_should(name, query_counts, key_counts):
