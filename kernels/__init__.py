@@ -7,6 +7,7 @@ kernel that is called raises an ImportError.
 
 from attnlib.kernels.block_lists import BlockLists, block_lists
 from attnlib.kernels.launch import available, missing_kernel, suits
+from attnlib.kernels.tiled_support import TiledSupport, tiled_support
 
 if available():
     from attnlib.kernels.block_sparse_attention import block_sparse_attention
@@ -16,6 +17,7 @@ if available():
     from attnlib.kernels.flash_attention import flash_attention
     from attnlib.kernels.linear_attention import linear_attention
     from attnlib.kernels.linear_attention_step import linear_attention_step
+    from attnlib.kernels.masked_block_attention import masked_block_attention
     from attnlib.kernels.masked_softmax import masked_softmax
     from attnlib.kernels.neighborhood_attention import neighborhood_attention
     from attnlib.kernels.packed_attention import packed_attention
@@ -30,6 +32,7 @@ else:
     flash_attention = missing_kernel("flash_attention")
     linear_attention = missing_kernel("linear_attention")
     linear_attention_step = missing_kernel("linear_attention_step")
+    masked_block_attention = missing_kernel("masked_block_attention")
     masked_softmax = missing_kernel("masked_softmax")
     neighborhood_attention = missing_kernel("neighborhood_attention")
     packed_attention = missing_kernel("packed_attention")
@@ -39,6 +42,7 @@ else:
 
 __all__ = [
     "BlockLists",
+    "TiledSupport",
     "available",
     "block_lists",
     "block_sparse_attention",
@@ -48,6 +52,7 @@ __all__ = [
     "flash_attention",
     "linear_attention",
     "linear_attention_step",
+    "masked_block_attention",
     "masked_softmax",
     "neighborhood_attention",
     "packed_attention",
@@ -55,4 +60,5 @@ __all__ = [
     "sigmoid_attention",
     "split_decode",
     "suits",
+    "tiled_support",
 ]

@@ -107,15 +107,20 @@ def tile_within(
     shared_memory: int | None,
     block_size: tuple[int, int],
 ) -> dict:
-    """What `tile_choice.tile` says for the chip, but no larger than a block of the list.
+    """What `tile_choice.tile` says for the chip, but no larger than a block of the list."""
+    choices = tile(TILES, kernel, width, value_width, dtype, shared_memory)
+    return within_block(choices, kernel, max(width, value_width), block_size)
+
+
+def within_block(choices: dict, kernel: str, width: int, block_size: tuple[int, int]) -> dict:
+    """The choices with a tile no larger than a block of the list.
 
     A tile that is cut takes four warps where what it holds suits them: 64 rows of 128 sums. The
     key gradient holds two sums and two tiles of weights a row, so it counts four times.
     """
-    choices = tile(TILES, kernel, width, value_width, dtype, shared_memory)
     most = choices["query_block_size"], choices["key_block_size"]
     queries, keys = (min(sizes) for sizes in zip(most, block_size, strict=True))
-    sums = (4 * keys if kernel == "key gradient" else queries) * max(width, value_width)
+    sums = (4 * keys if kernel == "key gradient" else queries) * width
     if (queries, keys) != most and sums <= 64 * 128:
         choices["num_warps"] = 4
     return choices | {"query_block_size": queries, "key_block_size": keys}

@@ -44,7 +44,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from attnlib.kernels.block_sparse_tiles import listed_count, listed_start, tile_for
+from attnlib.kernels.block_sparse_tiles import listed_count, listed_start
 from attnlib.kernels.launch import (
     check_attention,
     check_device,
@@ -58,6 +58,7 @@ from attnlib.kernels.masked_block_attention_tiles import (
     marked_only,
     mask_number,
     problem,
+    tile_for,
 )
 from attnlib.kernels.tiled_support import TiledSupport, check_unchanged
 from attnlib.kernels.tiles import (
@@ -202,6 +203,8 @@ def forward_kernel(
                     number,
                     queries[:, None],
                     keys[None, :],
+                    key_start,
+                    key_block_size,
                     queries_a_block,
                     keys_a_block,
                 )

@@ -9,13 +9,14 @@ weights again from l, and both read the same masks.
 import torch
 import triton
 import triton.language as tl
-from attnlib.kernels.block_sparse_tiles import listed_count, listed_start, tile_for
+from attnlib.kernels.block_sparse_tiles import listed_count, listed_start
 from attnlib.kernels.launch import on_device_of
 from attnlib.kernels.masked_block_attention_tiles import (
     lists_of_block,
     marked_only,
     mask_number,
     problem,
+    tile_for,
 )
 from attnlib.kernels.tiles import (
     LOG2_E,
@@ -101,6 +102,8 @@ def query_gradient_kernel(
                     number,
                     queries[:, None],
                     keys[None, :],
+                    key_start,
+                    key_block_size,
                     queries_a_block,
                     keys_a_block,
                 )
@@ -191,6 +194,8 @@ def key_gradient_kernel(
                         number,
                         queries[None, :],
                         keys[:, None],
+                        key_start,
+                        key_block_size,
                         queries_a_block,
                         keys_a_block,
                     )

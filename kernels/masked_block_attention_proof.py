@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from attnlib.kernels.block_sparse_tiles import tile_within
 from attnlib.kernels.dense_forms import softmax_attention
 from attnlib.kernels.masked_block_attention import forward_kernel, masked_block_attention
 from attnlib.kernels.masked_block_attention_gradient import (
     key_gradient_kernel,
     query_gradient_kernel,
 )
+from attnlib.kernels.masked_block_attention_tiles import tile_within
 from attnlib.kernels.offline_compile import SHARED_MEMORY
 from attnlib.kernels.peers import Support, flex_peer, sdpa_peers
 from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of

@@ -19,6 +19,7 @@ KERNELS = (
     "flash_attention",
     "linear_attention",
     "linear_attention_step",
+    "masked_block_attention",
     "masked_softmax",
     "neighborhood_attention",
     "scored_attention",

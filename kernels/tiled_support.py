@@ -66,7 +66,7 @@ class TiledSupport:
     """Which tiles of a table of queries and keys are full, which are partial, and their masks.
 
     Shapes: full and partial bool (#B, #H, ceil(queries / Bq), ceil(keys / Bk)), (Bq, Bk) the
-    block_size, #: 1 is shared. masks int32 (partial tiles, Bq, ceil(Bk / 32)), bit c of word w for
+    block_size, #: 1 is shared. masks int32 (partial tiles, ceil(Bk / 32), Bq), bit c of word w for
     column 32 w + c: in the order of query blocks; of one query block those of batch entry 0 first,
     of each entry head after head, and then by key block.
 
@@ -107,7 +107,7 @@ class TiledSupport:
         """The support as a table of bools (#B, #H, queries, keys), to be looked at."""
         rows, columns = self.block_size
         seen = self.full[..., None, None].expand(*self.full.shape, rows, columns).clone()
-        bits = self.masks[..., None] >> torch.arange(BITS, device=self.masks.device) & 1
+        bits = self.masks.mT[..., None] >> torch.arange(BITS, device=self.masks.device) & 1
         order = seen.movedim(-4, 0)  # the order of the masks: a view, query blocks first
         order[self.partial.movedim(-2, 0)] = bits.flatten(-2)[..., :columns].bool()
         *lead, row_blocks, column_blocks = self.full.shape
@@ -160,7 +160,7 @@ def tiled_support(
         strips.append(tiles_of_strip(seen_by_all(predicates, (b, h, q_idx, kv_idx)), rows, columns))
     if not strips:  # no query, no row of tiles
         none = torch.empty(1, 1, 0, block_count(keys, columns), dtype=torch.bool, device=device)
-        masks = torch.empty(0, rows, words_of(columns), dtype=torch.int32, device=device)
+        masks = torch.empty(0, words_of(columns), rows, dtype=torch.int32, device=device)
         return TiledSupport(none, none.clone(), masks, queries, keys, (rows, columns))
     full, partial, masks = zip(*strips, strict=True)
     tables = torch.stack(full, dim=-2), torch.stack(partial, dim=-2)
@@ -178,13 +178,13 @@ def seen_by_all(predicates: tuple[Predicate, ...], where: tuple[Tensor, ...]) ->
 
 def tiles_of_strip(seen: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of a row of tiles (#B, #H, up to `rows` queries, keys): which are full, which are partial,
-    (#B, #H, key blocks) each, and the masks of the partial ones, (partial tiles, rows, words)."""
+    (#B, #H, key blocks) each, and the masks of the partial ones, (partial tiles, words, rows)."""
     missing_rows, missing_columns = rows - seen.shape[-2], -seen.shape[-1] % columns
     seen = torch.nn.functional.pad(seen, (0, missing_columns, 0, missing_rows))
     tiles = seen.unflatten(-1, (seen.shape[-1] // columns, columns)).transpose(-3, -2)
     full = tiles.all(-1).all(-1)
     partial = tiles.any(-1).any(-1) & ~full
-    return full, partial, packed_bits(tiles[partial])
+    return full, partial, packed_bits(tiles[partial]).mT.contiguous()
 
 
 def packed_bits(seen: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ def check_masks(support: TiledSupport) -> None:
         came = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise ValueError(f"masks must be an int32 tensor, got {came}")
     rows, columns = support.block_size
-    expected = int(support.partial.sum()), rows, words_of(columns)
+    expected = int(support.partial.sum()), words_of(columns), rows
     if masks.shape != expected or not masks.is_contiguous():
         raise ValueError(
             f"masks must be contiguous and have shape {expected}, one for each partial tile, "
