@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlib.checks import check_attention, check_count, check_dtype, check_scale, check_tensor
-from attnlib.read.chunked_softmax import chunks
 
 LARGEST_BETA = 2.0
 SMALLEST_LOG_DECAY = -800.0
@@ -122,6 +121,7 @@ def delta_rule_chunked(
     length, width = key.shape[-2:]
     if length == 0:
         return (value * 0).to(dtype), state
+    chunk = min(chunk, length)
     query, key, value = (in_chunks(x, chunk) for x in (query, key, value))
     beta, log_decay = (in_chunks(x[..., None], chunk)[..., 0] for x in (beta, log_decay))
     from_start, between, to_end = decays(log_decay)
@@ -187,7 +187,7 @@ def next_state(
 
 def in_chunks(x: Float[Tensor, "*heads N X"], chunk: int) -> Float[Tensor, "*heads n C X"]:
     """Cut into chunks; what is missing of the last one is filled with zeros, which do nothing."""
-    count = len(chunks(x.shape[-2], chunk))
+    count = -(-x.shape[-2] // chunk)
     x = torch.nn.functional.pad(x, (0, 0, 0, count * chunk - x.shape[-2]))
     return x.unflatten(-2, (count, chunk))
 
