@@ -77,9 +77,12 @@ def block_lists(blocks: Tensor) -> BlockLists:
     Make them once where a table is used more than once: block_sparse_attention takes them in its
     place. They hold 8 bytes for each entry of the table.
 
-    Raises TypeError unless the table is a bool tensor, ValueError unless it has two axes or more.
+    Raises TypeError unless the table is a bool tensor, ValueError unless it has two axes or more
+    and numbers in it (the meta device has none).
     """
     check_table(blocks)
+    if blocks.is_meta:
+        raise ValueError("blocks must be on a CUDA device or the CPU, got meta: it has no numbers")
     return BlockLists(*listed(blocks), *listed(blocks.mT))
 
 

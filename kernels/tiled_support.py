@@ -141,7 +141,7 @@ def tiled_support(
     N M / 8 bytes of masks at most, where every tile is partial. It waits for the GPU.
 
     Raises TypeError for a predicate that cannot be called or does not give bools, ValueError for a
-    shape that does not broadcast, a table that is too small, a wrong size.
+    shape that does not broadcast, a table that is too small, a wrong size or device.
     """
     check_predicates(predicates)
     check_whole("queries", queries, least=0)
@@ -151,6 +151,8 @@ def tiled_support(
     check_whole("query_offset", query_offset)
     rows, columns = check_block_size(block_size)
     b = torch.arange(batch, device=device).view(-1, 1, 1, 1)
+    if b.is_meta:
+        raise ValueError("device must be a CUDA device or the CPU, got meta: it has no numbers")
     h = torch.arange(heads, device=device).view(-1, 1, 1)
     kv_idx = torch.arange(keys, device=device)[None, :]
     strips = []
