@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from attnlib import attend, sigmoid_attention
+from attnlib.counting import largest_tensor
 from attnlib.read.elementwise_tiles import attend_in_tiles
 from attnlib.read.row_blocks import attend_in_rows
 from attnlib.score import alibi
@@ -81,19 +82,6 @@ def test_nothing_reads_zero_and_has_a_gradient(form, queries, keys):
         assert slope.shape == tensor.shape
 
 
-class Counted(torch.utils._python_dispatch.TorchDispatchMode):
-    """Remembers the largest tensor that an operation gave."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize(
     ("form", "most"),
     [(attend_in_rows, 16 * 256), (partial(attend_in_tiles, weight_of=ramp), 256 * 4)],
@@ -101,12 +89,9 @@ class Counted(torch.utils._python_dispatch.TorchDispatchMode):
 )
 def test_no_table_of_all_scores_is_made_in_either_direction(form, most):
     inputs = [x[0, 0].detach().requires_grad_() for x in draw(256, 256)]
-    with Counted() as forward:
-        read = form(*inputs, chunk=16)
-    with Counted() as backward:
-        read.sum().backward()
-    assert 0 < forward.largest <= most
-    assert 0 < backward.largest <= most
+    assert 0 < largest_tensor(lambda: form(*inputs, chunk=16)) <= most
+    read = form(*inputs, chunk=16)
+    assert 0 < largest_tensor(lambda: read.sum().backward()) <= most
 
 
 def test_tiles_that_nobody_sees_are_not_computed():
