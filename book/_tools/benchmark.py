@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HEADS, LENGTH, WIDTH = 8, 8192, 64
 CACHE = 65536
+LONG, CHUNK = 16384, 256
 MEGABYTE = 2**20
 
 
@@ -35,6 +36,13 @@ def main() -> None:
             f"  {name}: PyTorch's SDPA {1e3 * sdpa:.1f} ms, in parts {1e3 * split:.1f} ms: "
             f"ratio {split / sdpa:.2f}"
         )
+    print(f"linear attention in blocks of {CHUNK}, {HEADS} heads, N = {LONG}, D = {WIDTH}, float32")
+    softmax, blocks, plain = linear_attention()
+    print(
+        f"  causal SDPA {softmax:.2f} s, blocks {1e3 * blocks:.0f} ms: {softmax / blocks:.1f} "
+        f"times as fast; a plain product of as many operations {1e3 * plain:.0f} ms: "
+        f"ratio {blocks / plain:.2f}"
+    )
     print(f"importing attnlib after torch: {measured('import_seconds'):.2f} s")
     print(f"the built site: {site_megabytes():.1f} MB")
 
@@ -96,6 +104,33 @@ def decoding(repeats: int = 40) -> tuple[list[float], list[float]]:
                 run()
                 best[number] = min(best[number], time.perf_counter() - start)
     return best[:2], best[2:]
+
+
+def linear_attention(repeats: int = 5) -> tuple[float, float, float]:
+    """Seconds of causal SDPA, of linear attention in blocks, and of one product of two square
+    matrices with the operations of the latter: the best of runs that take turns."""
+    import torch
+
+    from attnlib import decayed_attention
+
+    torch.manual_seed(0)
+    tensors = [torch.randn(1, HEADS, LONG, WIDTH) for _ in range(3)]
+    operations = HEADS * LONG * (4 * WIDTH * WIDTH + 2 * CHUNK * 2 * WIDTH)
+    side = round((operations / 2) ** (1 / 3))
+    square = torch.randn(side, side)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    runs = [
+        lambda: sdpa(*tensors, is_causal=True),
+        lambda: decayed_attention(*tensors, chunk=CHUNK),
+        lambda: square @ square,
+    ]
+    best = [math.inf] * len(runs)
+    with torch.inference_mode():
+        for number in [0, *[1, 2] * repeats]:
+            start = time.perf_counter()
+            runs[number]()
+            best[number] = min(best[number], time.perf_counter() - start)
+    return tuple(best)
 
 
 def extra_memory() -> float:
