@@ -70,8 +70,8 @@ from attnlib.kernels.launch import (
     readable,
 )
 from attnlib.kernels.scored_attention_changes import changed_scores, check_changes, in_base_2
-from attnlib.kernels.scored_attention_gradient import TILES, gradients_of, problem
-from attnlib.kernels.tile_choice import tile_for
+from attnlib.kernels.scored_attention_gradient import gradients_of
+from attnlib.kernels.scored_attention_tiles import problem, tile_for
 from attnlib.kernels.tiles import (
     arithmetic_of,
     batch_and_heads,
@@ -276,7 +276,7 @@ class ScoredAttention(torch.autograd.Function):
     def backward(ctx, grad_read: Tensor) -> tuple[Tensor | None, ...]:
         grad_read = readable(forward_kernel, grad_read.contiguous())
         wants_bias = ctx.needs_input_grad[4]
-        gradients = gradients_of(grad_read, *ctx.saved_tensors, *ctx.score, wants_bias)
+        gradients = gradients_of(grad_read, ctx.saved_tensors, ctx.score, wants_bias)
         dtypes = [ctx.dtypes[0]] * 3 + ctx.dtypes[1:]
         returned = (
             None if gradient is None else gradient.to(dtype)
@@ -286,17 +286,20 @@ class ScoredAttention(torch.autograd.Function):
 
 
 def read_and_log_sum(
-    query, key, value, sink, bias, slopes, key_mask, band, query_offset, softcap, scale
+    query, key, value, sink, bias, slopes, key_mask, *score
 ) -> tuple[Tensor, Tensor]:
-    """o, and l in base 2: minus infinity for a row with an empty support and no sink."""
+    """o, and l in base 2: minus infinity for a row with an empty support and no sink.
+
+    `score` is band, query_offset, softcap and scale.
+    """
     batch, heads, queries, _ = query.shape
-    choices = tile_for(TILES, "forward", query, value)
+    choices = tile_for("forward", query, value, bias)
     read = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
     log_sum = torch.empty(query.shape[:-1], dtype=arithmetic_of(query.dtype), device=query.device)
     with on_device_of(query):
         forward_kernel[(batch * heads * triton.cdiv(queries, choices["query_block_size"]),)](
             *(query, key, value, key_mask, sink, slopes, bias, read, log_sum),
-            **problem(query, key, value, bias, band, query_offset, softcap, scale),
+            **problem(query, key, value, bias, *score),
             **choices,
         )
     return read, log_sum

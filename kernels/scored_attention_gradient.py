@@ -21,7 +21,7 @@ import triton.language as tl
 from attnlib.kernels.bands import edges_of, seen_only, tile_count, tile_start
 from attnlib.kernels.launch import on_device_of
 from attnlib.kernels.scored_attention_changes import changed_scores
-from attnlib.kernels.tile_choice import tile_for
+from attnlib.kernels.scored_attention_tiles import problem, tile_for
 from attnlib.kernels.tiles import (
     finite,
     head_at,
@@ -273,34 +273,22 @@ def bias_gradient_kernel(
     tl.store(grad_diagonal_ptr + first + mine, grad_diagonal, mask=mine < diagonal_count)
 
 
-def gradients_of(
-    grad_read,
-    query,
-    key,
-    value,
-    sink,
-    bias,
-    slopes,
-    key_mask,
-    read,
-    log_sum,
-    band,
-    query_offset,
-    softcap,
-    scale,
-    wants_bias,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of query, key, value, sink_logit and relative_bias."""
+def gradients_of(grad_read, saved, score, wants_bias: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of query, key, value, sink_logit and relative_bias.
+
+    `saved` is what forward kept; `score` is band, query_offset, softcap and scale.
+    """
+    query, key, value, sink, bias, slopes, key_mask, read, log_sum = saved
     batch, heads, queries, _ = query.shape
     grad_query, grad_key, grad_value = (
         torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         for tensor in (query, key, value)
     )
     delta = torch.empty_like(log_sum)
-    for_queries = tile_for(TILES, "query gradient", query, value)
-    for_keys = tile_for(TILES, "key gradient", query, value)
+    for_queries = tile_for("query gradient", query, value, bias)
+    for_keys = tile_for("key gradient", query, value, bias)
     inputs = query, key, value, key_mask, slopes, bias
-    shared = problem(query, key, value, bias, band, query_offset, softcap, scale)
+    shared = problem(query, key, value, bias, *score)
     with on_device_of(query):
         blocks = triton.cdiv(queries, for_queries["query_block_size"])
         query_gradient_kernel[(batch * heads * blocks,)](
@@ -317,7 +305,9 @@ def gradients_of(
 
 def sink_gradient(sink: Tensor, log_sum: Tensor, delta: Tensor) -> Tensor:
     """dL/da_h = - sum_i exp(a_h - l_i) delta_i, over all rows of all batch entries."""
-    return -(torch.exp2(sink[:, None] - log_sum) * delta).sum((0, 2))
+    empty = log_sum == -torch.inf  # no key and a sink of minus infinity: it has no share
+    share = torch.exp2(sink[:, None] - log_sum.masked_fill(empty, 0.0))
+    return -(share * delta).sum((0, 2))
 
 
 def bias_gradient(inputs, log_sum: Tensor, grad_read: Tensor, delta: Tensor, shared: dict):
@@ -327,8 +317,7 @@ def bias_gradient(inputs, log_sum: Tensor, grad_read: Tensor, delta: Tensor, sha
     lowest, highest = shared["band"]
     first = max(lowest, 1 - queries)
     count = max(0, min(highest, key.shape[-2] - 1) + 1 - first)
-    choices = tile_for(TILES, "bias gradient", query, value)
-    choices["key_block_size"] = 2 * choices["query_block_size"]
+    choices = tile_for("bias gradient", query, value, bias)
     along = torch.empty((batch, heads, count), dtype=log_sum.dtype, device=query.device)
     with on_device_of(query):
         stretches = triton.cdiv(count, choices["query_block_size"])
@@ -355,61 +344,3 @@ def far_together(along: Tensor, nearest: int, reach: int) -> Tensor:
     table[:, nearest + behind + reach : nearest + ahead + reach] += along[:, behind:ahead]
     table[:, -1] += along[:, ahead:].sum(1)
     return table
-
-
-def problem(query, key, value, bias, band, query_offset, softcap, scale) -> dict:
-    """What all kernels are told of the layout, the support and the scores."""
-    return {
-        "query_steps": query.stride()[:3],
-        "key_steps": key.stride()[:3],
-        "value_steps": value.stride()[:3],
-        "counts": (query.shape[2], key.shape[2], query.shape[1], key.shape[1]),
-        "band": band,
-        "query_offset": query_offset,
-        "reach": 0 if bias is None else bias.shape[1] // 2,
-        "softcap": softcap,
-        "scale": scale,
-        "width": query.shape[3],
-        "value_width": value.shape[3],
-    }
-
-
-# As `tile_choice` reads them. Those for 2 bytes a number are the largest tried that spill no
-# registers when compiled for Hopper (232,448) and Ampere (101,376), with every option at once.
-TILES = {
-    ("forward", 2): [
-        (232_448, 128, 128, 128, 8, 3),
-        (232_448, 256, 128, 32, 8, 2),
-        (101_376, 64, 128, 64, 8, 3),
-        (101_376, 128, 128, 32, 8, 2),
-        (101_376, 256, 64, 32, 8, 2),
-    ],
-    ("query gradient", 2): [
-        (232_448, 64, 128, 64, 8, 3),
-        (232_448, 128, 128, 64, 8, 2),
-        (232_448, 256, 128, 32, 8, 2),
-        (101_376, 64, 128, 64, 8, 3),
-        (101_376, 128, 128, 32, 8, 2),
-        (101_376, 256, 32, 32, 4, 2),
-    ],
-    ("key gradient", 2): [
-        (232_448, 64, 64, 128, 8, 3),
-        (232_448, 128, 32, 128, 8, 2),
-        (101_376, 64, 32, 128, 8, 2),
-        (101_376, 128, 32, 64, 8, 2),
-        (101_376, 256, 32, 32, 8, 2),
-    ],
-    ("bias gradient", 2): [
-        (232_448, 128, 64, 128, 8, 1),
-        (101_376, 64, 64, 128, 8, 1),
-        (101_376, 256, 32, 64, 8, 1),
-    ],
-    ("forward", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 4, 1)],
-    ("query gradient", 4): [(101_376, 64, 64, 32, 8, 2), (101_376, 256, 16, 16, 8, 1)],
-    ("key gradient", 4): [(101_376, 64, 32, 32, 8, 1), (101_376, 256, 16, 16, 8, 1)],
-    ("bias gradient", 4): [(101_376, 64, 32, 64, 8, 1), (101_376, 256, 16, 32, 8, 1)],
-    ("forward", 8): [(101_376, 64, 32, 32, 4, 1), (101_376, 256, 16, 16, 4, 1)],
-    ("query gradient", 8): [(101_376, 64, 32, 32, 4, 1), (166_912, 256, 16, 16, 8, 1)],
-    ("key gradient", 8): [(101_376, 64, 32, 32, 8, 1), (166_912, 256, 16, 16, 8, 1)],
-    ("bias gradient", 8): [(101_376, 64, 16, 32, 8, 1), (166_912, 256, 16, 32, 8, 1)],
-}

@@ -11,12 +11,11 @@ from attnlib.kernels.peers import BACKENDS, support_of
 from attnlib.kernels.proof import POINTERS, Case, Launch, Proof, types_of
 from attnlib.kernels.scored_attention import forward_kernel, scored_attention
 from attnlib.kernels.scored_attention_gradient import (
-    TILES,
     bias_gradient_kernel,
     key_gradient_kernel,
     query_gradient_kernel,
 )
-from attnlib.kernels.tile_choice import tile
+from attnlib.kernels.scored_attention_tiles import tile_within
 from attnlib.kernels.tiles import arithmetic_of
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
@@ -89,14 +88,18 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
         numbers = torch.randn(shape, generator=draw, dtype=torch.float64)
         return numbers.to(device, dtype).requires_grad_()
 
+    # The gradient of a sink is a few numbers, each with the rounding of o as it was stored: half
+    # precision says nothing of it that a test with many heads does not say better.
+    decides = dtype in (torch.float64, torch.float32)
+
     def tables(heads: int, sink=False, slopes=False, reach: int | None = None) -> tuple:
         return (
-            rows(heads) if sink else None,
+            rows(heads).requires_grad_(decides) if sink else None,
             rows(heads).detach().abs() / 4 if slopes else None,
             None if reach is None else rows(heads, 2 * reach + 1),
         )
 
-    def case(name: str, queries: int, keys: int, heads=(2,), width=16, value_width=16, **options):
+    def case(name: str, queries: int, keys: int, heads=(1,), width=16, value_width=16, **options):
         key_heads = options.pop("key_heads", heads)
         changes = {k: options.pop(k) for k in ("sink", "slopes", "reach") if k in options}
         tensors = rows(*heads, queries, width), rows(*key_heads, keys, width)
@@ -108,28 +111,28 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
 
     causal = {"is_causal": True}
     every = {"sink": True, "slopes": True, "reach": 5, "softcap": 2.0}
-    yield case("1 key, sink", 1, 1, sink=True)
     yield case("15 keys, all changes, no heads", 15, 15, heads=(), **every, **causal)
     yield case("63 keys, no change", 63, 63)
-    yield case("63 keys, sink", 63, 63, sink=True, **causal)
+    yield case("63 keys, sink", 63, 63, heads=(2,), sink=True, **causal)
     yield case("63 keys, cap", 63, 63, softcap=1.5, **causal)
     yield case("63 keys, slopes", 63, 63, slopes=True)
     yield case("63 keys, biases", 63, 63, reach=9, **causal)
     yield case("100 keys, all changes", 100, 100, **every)
+    yield Case("scores, sinks and biases up to 1e4", huge(dtype, device))
+    if device.type == "cpu" and not decides:
+        return  # which keys a row sees, and at what distance, is decided in float64 and float32
+    yield case("1 key, sink", 1, 1, sink=True)
     shared = {"heads": (4,), "key_heads": (2,), "value_width": 40}
     yield case("two heads share a key head", 15, 100, **shared, **every, query_offset=85, **causal)
-    yield Case("scores, sinks and biases up to 1e4", huge(dtype, device))
-    if device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
-        return  # which keys a row sees, and at what distance, is decided in float64 and float32
-    yield case("257 keys, all changes, causal", 257, 257, heads=(1,), **every, **causal)
-    yield case("257 keys, biases, window of 70", 257, 257, heads=(1,), reach=100, window=70)
+    yield case("257 keys, all changes, causal", 257, 257, **every, **causal)
+    yield case("257 keys, biases, window of 70", 257, 257, reach=100, window=70)
     yield case("biases wider than the table", 15, 20, reach=40)
     yield case("first rows see nothing, sink", 100, 63, **every, **causal, query_offset=-30)
     yield case("first rows see nothing", 100, 63, slopes=True, reach=4, **causal, query_offset=-30)
     yield case("window past the last key", 63, 20, **every, window=5)
     padding = mask(2, 70)
     padding[1] = False
-    empty = {"heads": (2, 2), "key_mask": padding}
+    empty = {"heads": (2, 1), "key_mask": padding}
     yield case("padded keys, one sequence empty", 63, 70, **empty, **every)
     yield case("padded keys, one sequence empty, no sink", 63, 70, **empty, slopes=True, reach=2)
     yield case("padded keys in full tiles", 15, 200, key_mask=mask(200), **every)
@@ -204,7 +207,7 @@ def launch(
     name: str, compiled: object, dtype: torch.dtype, width: int, chip: int, has_bias: bool
 ) -> Launch:
     """One kernel with sink, cap and slopes, for values as wide as keys, with this chip's tile."""
-    choices = tile(TILES, name, width, width, dtype, SHARED_MEMORY[chip])
+    choices = tile_within(name, width, width, dtype, SHARED_MEMORY[chip], has_bias)
     warps, stages = choices.pop("num_warps"), choices.pop("num_stages")
     constants = choices | {
         "key_mask_ptr": None,
