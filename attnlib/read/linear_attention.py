@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -185,108 +186,110 @@ def linear_attention(
                 enable_gqa=enable_gqa,
             ).to(query.dtype)
 
-    phi_q = features_of("feature_map", feature_map, query.to(dtype))
-    phi_k = features_of("key_feature_map", key_feature_map or feature_map, key.to(dtype))
+    result, (query, key, value) = query.dtype, (x.to(dtype) for x in (query, key, value))
+    # The sum to divide by is one more channel of the read: that of a value of ones.
+    counted = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1) if normalize else value
+    if enable_gqa:
+        key, counted = repeat_key_heads(query, key, counted)
+    if attn_mask is not None:
+        padding = ~(attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :])[
+            ..., None
+        ]
+        key, counted = key.masked_fill(padding, 0.0), counted.masked_fill(padding, 0.0)
+
+    def features(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return paired_features(feature_map, key_feature_map, queries, keys)
+
+    finish = divided_by_last if normalize else lambda sums: sums
+    if runs_kernel(
+        backend, query.device, lambda: why_not_kernel(is_causal, features, query, counted)
+    ):
+        read = finish(kernel_sums(*features(query, key), counted, query_offset))
+    elif is_causal:
+        read = causal_read(features, finish, query, key, counted, query_offset, chunk)
+    else:
+        phi_q, phi_k = features(query, key)
+        read = finish(phi_q @ (phi_k.mT @ counted))
+    return read.to(result)
+
+
+def paired_features(
+    feature_map: FeatureMap, key_feature_map: FeatureMap | None, query: Tensor, key: Tensor
+) -> tuple[Float[Tensor, "*heads N R"], Float[Tensor, "*heads M R"]]:
+    """phi(q) and phi'(k), once it is sure that they can be multiplied."""
+    phi_q = features_of("feature_map", feature_map, query)
+    phi_k = features_of("key_feature_map", key_feature_map or feature_map, key)
     if phi_q.shape[-1] != phi_k.shape[-1]:
         raise ValueError(
             "key_feature_map must give as many features as feature_map, "
             f"got {phi_k.shape[-1]} for {phi_q.shape[-1]}: is the width of key that of query?"
         )
-    value = value.to(dtype)
-    if enable_gqa:
-        phi_k, value = repeat_key_heads(query, phi_k, value)
-    if attn_mask is not None:
-        allowed = attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :]
-        phi_k = phi_k.masked_fill(~allowed[..., None], 0.0)
-
-    # The sum to divide by is one more channel of the read: that of a value of ones.
-    counted = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1) if normalize else value
-
-    if runs_kernel(backend, query.device, lambda: why_not_kernel(is_causal, phi_q, counted)):
-        sums = kernel_sums(phi_q, phi_k, counted, query_offset)
-    elif is_causal:
-        sums = causal_sums(phi_q, phi_k, counted, query_offset, chunk)
-    else:
-        sums = phi_q @ (phi_k.mT @ counted)
-    if normalize:
-        sums = divided(sums[..., :-1], sums[..., -1:])
-    return sums.to(query.dtype)
+    return phi_q, phi_k
 
 
-def causal_sums(
-    phi_q: Float[Tensor, "*heads N R"],
-    phi_k: Float[Tensor, "*heads M R"],
+def divided_by_last(sums: Float[Tensor, "*heads N E_and_one"]) -> Float[Tensor, "*heads N E"]:
+    """All channels but the last, divided by the last."""
+    return divided(sums[..., :-1], sums[..., -1:])
+
+
+def causal_read(
+    features: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    finish: Callable[[Tensor], Tensor],
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*heads M D"],
     value: Float[Tensor, "*heads M E"],
     query_offset: int,
     chunk: int,
-) -> Float[Tensor, "*heads N E"]:
-    r"""sum over j <= i + query_offset of (phi(q_i) . phi(k_j)) v_j, by chunks of tokens.
+) -> Float[Tensor, "*heads N _"]:
+    r"""finish of sum over j <= i + query_offset of (phi(q_i) . phi(k_j)) v_j, chunk by chunk.
 
     A query reads the keys of all chunks before its own through their sum, a state (R, E), and
-    those of its own chunk one by one. All chunks at once; only the states are summed in order.
+    those of its own chunk one by one. Chunks are small, so what is made of one stays near the
+    processor, and only one chunk's features exist at a time.
     """
-    queries = phi_q.shape[-2]
-    if queries == 0:
-        return phi_q @ (phi_k.mT @ value)
-    state, phi_k, value = aligned(phi_k, value, queries, query_offset)
-    chunk = min(chunk, queries)
-    phi_q, phi_k, value = (in_chunks(tensor, chunk) for tensor in (phi_q, phi_k, value))
-
-    before = states_before(phi_k.mT @ value, state)
-    inside = (phi_q @ phi_k.mT).tril() @ value
-    return (phi_q @ before + inside).flatten(-3, -2)[..., :queries, :]
-
-
-def aligned(
-    phi_k: Tensor, value: Tensor, queries: int, query_offset: int
-) -> tuple[Float[Tensor, "*heads R E"], Tensor, Tensor]:
-    """The state of the keys that all queries see, and then one key and value for each query.
-
-    Query i sees key i + query_offset last. Where that key does not exist, zeros stand for it.
-    """
-    first, phi_k = phi_k[..., :query_offset, :], phi_k[..., query_offset:, :][..., :queries, :]
-    known, value = value[..., :query_offset, :], value[..., query_offset:, :][..., :queries, :]
-    missing = (0, 0, 0, queries - phi_k.shape[-2])
-    return first.mT @ known, F.pad(phi_k, missing), F.pad(value, missing)
-
-
-def in_chunks(x: Float[Tensor, "*heads N width"], chunk: int) -> Tensor:
-    """(..., N, width) -> (..., chunks, chunk, width), the last chunk filled up with zeros."""
-    return F.pad(x, (0, 0, 0, -x.shape[-2] % chunk)).unflatten(-2, (-1, chunk))
-
-
-def states_before(
-    added: Float[Tensor, "*heads chunks R E"], state: Float[Tensor, "*heads R E"]
-) -> Float[Tensor, "*heads chunks R E"]:
-    """The state at the start of each chunk: `state`, and what the chunks before it added."""
-    states = [state]
-    for one in added.unbind(-3)[:-1]:
-        states.append(states[-1] + one)
-    return torch.stack(states, dim=-3)
+    _, first = features(query[..., :0, :], key[..., :query_offset, :])
+    state = first.mT @ value[..., :query_offset, :]
+    reads = [finish(query[..., :0, :1] * value[..., :0, :].sum(-2, keepdim=True))]
+    for start in range(0, query.shape[-2], chunk):
+        own = slice(start + query_offset, start + query_offset + chunk)
+        v = value[..., own, :]
+        phi_q, phi_k = features(query[..., start : start + chunk, :], key[..., own, :])
+        read = (phi_q @ phi_k.mT).tril_() @ v
+        read += phi_q @ state  # in place: no gradient needs what was there
+        reads.append(finish(read))
+        state = state + phi_k.mT @ v
+    return torch.cat(reads, dim=-2)
 
 
 def kernel_sums(phi_q: Tensor, phi_k: Tensor, value: Tensor, query_offset: int) -> Tensor:
-    """`causal_sums` by the Triton kernel."""
+    """The sums of `causal_read` by the Triton kernel.
+
+    It takes one key a query, so keys before `query_offset` go into its first state, and zeros stand
+    for keys that do not exist.
+    """
     from attnlib.kernels import linear_attention as kernel
 
-    state, phi_k, value = aligned(phi_k, value, phi_q.shape[-2], query_offset)
-    return kernel(
-        *(tensor.contiguous() for tensor in (phi_q, phi_k, value)),
-        initial_state=state,
-        scale=1.0,
-    )[0]
+    queries = phi_q.shape[-2]
+    before, own = slice(query_offset), slice(query_offset, query_offset + queries)
+    state = phi_k[..., before, :].mT @ value[..., before, :]
+    missing = (0, 0, 0, queries - phi_k[..., own, :].shape[-2])
+    phi_k, value = (F.pad(x[..., own, :], missing) for x in (phi_k, value))
+    return kernel(*(x.contiguous() for x in (phi_q, phi_k, value)), initial_state=state, scale=1.0)[
+        0
+    ]
 
 
-def why_not_kernel(is_causal: bool, phi_q: Tensor, value: Tensor) -> str | None:
+def why_not_kernel(is_causal: bool, features: Callable, query: Tensor, value: Tensor) -> str | None:
     """What of this call the kernel cannot do, or None."""
     if not is_causal:
         return "without is_causal linear attention is two products of matrices, and needs no kernel"
     from attnlib.kernels.launch import LARGEST_WIDTH
 
-    if max(phi_q.shape[-1], value.shape[-1]) > LARGEST_WIDTH:
+    width = features(query[..., :0, :], query[..., :0, :])[0].shape[-1]
+    if max(width, value.shape[-1]) > LARGEST_WIDTH:
         return (
             f"the kernel takes up to {LARGEST_WIDTH} features and channels of the value (one more "
-            f"than E where it divides), got {phi_q.shape[-1]} and {value.shape[-1]}"
+            f"than E where it divides), got {width} and {value.shape[-1]}"
         )
     return None
 

@@ -11,7 +11,7 @@ def elu_plus_one(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     e^x becomes zero in float32 for x below about -100; the gradient there is zero too.
     Source: Katharopoulos et al. (2020), eq. 7.
     """
-    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+    return torch.relu(x) + x.clamp(max=0).exp()
 
 
 def relu(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
