@@ -19,7 +19,7 @@ TAXONOMY = Taxonomy(
 
 @mechanism(
     key="relu",
-    paper=None,
+    paper="wortsman-2023",
     chapter=CHAPTER,
     section=SECTION,
     step="weight",
@@ -70,7 +70,7 @@ def relu_attention(
 
 @mechanism(
     key="squared-relu",
-    paper=None,
+    paper="hua-2022",
     chapter=CHAPTER,
     section=SECTION,
     step="weight",
