@@ -27,10 +27,12 @@ from attnlib.memory.latent import (
 )
 from attnlib.memory.lightning import lightning_attention
 from attnlib.memory.retention import retention
+from attnlib.memory.short_long import short_long_convolution
 from attnlib.memory.split_decode import split_decode
 from attnlib.memory.state_space_duality import state_space_duality
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
+from attnlib.read.based_attention import based_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.efficient_attention import efficient_attention
@@ -38,6 +40,7 @@ from attnlib.read.fastmax_attention import fastmax_attention
 from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
 from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
+from attnlib.read.hybrid_heads import hybrid_heads
 from attnlib.read.injective_attention import injective_attention
 from attnlib.read.linear_attention import (
     LinearState,
@@ -62,6 +65,8 @@ from attnlib.weight.entmax_attention import (
     entmax_attention,
     sparsemax_attention,
 )
+from attnlib.weight.gaussian_features import gaussian_adaptive_attention
+from attnlib.weight.latent_gate import gated_by_latent
 from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
 from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.signed_attention import signed_attention
@@ -89,6 +94,7 @@ __all__ = [
     "agent_attention",
     "all_mechanisms",
     "attend",
+    "based_attention",
     "bidirectional_attention",
     "chunked_softmax_attention",
     "context_broadcasting",
@@ -106,12 +112,15 @@ __all__ = [
     "flash_attention",
     "flow_attention",
     "flow_attention_step",
+    "gated_by_latent",
     "gated_delta_rule_attention",
     "gated_linear_attention",
+    "gaussian_adaptive_attention",
     "get",
     "grouped_query_attention",
     "hedgehog_attention",
     "hgrn2_attention",
+    "hybrid_heads",
     "injective_attention",
     "latent_attention",
     "latent_attention_step",
@@ -130,6 +139,7 @@ __all__ = [
     "retention",
     "reweighted_softplus_attention",
     "score",
+    "short_long_convolution",
     "sigmoid_attention",
     "signed_attention",
     "softmax_attention",
