@@ -1,0 +1,34 @@
+"""A gate over channels that a latent variable opens: the weight step of features."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attnlib.atlas import Taxonomy, mechanism
+
+
+@mechanism(
+    key="variational-attention-domains",
+    paper="variational-attention-domains",
+    chapter="2-weights/beyond-softmax-in-practice",
+    section="a-gate-that-is-drawn",
+    step="weight",
+    idea="gates over channels from a latent variable whose prior depends on the domain",
+    equation=r"x \odot \sigma(W z),\; z \sim N(\mu(x), \sigma(x)^2),\; \mathrm{KL\,to}\, N(m_d, 1)",
+    cost="time T C + C R",
+    promises=None,
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="single"
+    ),
+)
+def gated_by_latent(
+    x: Float[Tensor, "batch T C"],
+    latent: Float[Tensor, "batch R"],
+    matrix: Float[Tensor, "C R"],
+    bias: Float[Tensor, " C"],
+) -> Float[Tensor, "batch T C"]:
+    """x * sigmoid(W z + b): the channels let through as far as the latent variable says.
+
+    Source: Chen et al. (2021) for the idea. Derived in the companion of chapter 2.1.
+    """
+    return x * torch.sigmoid(latent @ matrix.T + bias)[:, None]
