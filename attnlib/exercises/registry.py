@@ -17,6 +17,12 @@ MODULES = (
     "exact_and_cached_tiles",
     "exact_and_cached_latent",
     "exact_and_cached_bugs",
+    "beyond_softmax",
+    "beyond_softmax_programs",
+    "beyond_softmax_signed",
+    "feature_maps",
+    "feature_maps_programs",
+    "feature_maps_bugs",
     "triton_in_an_hour",
     "from_loop_to_kernel",
 )
