@@ -75,19 +75,19 @@ def test_each_sequence_reads_what_it_reads_alone(options):
 
 
 def test_a_sequence_never_reads_its_neighbors():
-    tensors = [tensor.detach() for tensor in three(50, 8)]
-    starts = starts_of(20, 11, 19)
+    tensors = [tensor.detach() for tensor in three(90, 8)]
+    starts = starts_of(20, 63, 7)  # one key less than a tile has
     for tensor in tensors[1:]:
         tensor[:20] = torch.nan
-        tensor[31:] = torch.nan
+        tensor[83:] = torch.nan
     tensors = [tensor.requires_grad_() for tensor in tensors]
-    sent = torch.zeros(50, 8, dtype=torch.float64)
-    sent[20:31] = 1.0
+    sent = torch.zeros(90, 8, dtype=torch.float64)
+    sent[20:83] = 1.0
     read = packed_attention(*tensors, query_starts=starts)
     gradients = torch.autograd.grad(read, tensors, sent)
-    assert read[20:31].isfinite().all()
+    assert read[20:83].isfinite().all()
     assert read[:20].isnan().all()
-    assert all(gradient[20:31].isfinite().all() for gradient in gradients)
+    assert all(gradient[20:83].isfinite().all() for gradient in gradients)
 
 
 def test_future_token_changes_no_bit_of_the_past():
@@ -137,6 +137,8 @@ def test_work_is_listed_for_rows_that_exist_and_for_no_padding():
     assert len(set(map(tuple, blocks.tolist()))) == len(blocks)
     first_key_blocks = {(s, b) for s, b in packing.key_blocks(128).tolist() if b == 0}
     assert first_key_blocks == {(0, 0), (1, 0), (3, 0), (4, 0)}
+    assert packing.key_blocks(512).tolist()[:2] == [[0, 0], [0, 512]]  # 1000 see the first, 488
+    assert packing.query_blocks(512).tolist()[:2] == [[0, 512], [0, 0]]  # the last sees 1000
 
 
 def test_empty_sequences_and_no_sequence_at_all():
