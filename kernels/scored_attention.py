@@ -49,8 +49,8 @@ soft-capping). ALiBi: Press et al., 2022 (section 3; causal there, where |j - i|
 bias: Raffel et al., 2020 (section 2.1: one scalar a head and distance), with the clipped distance
 of Shaw et al., 2018. Sink: the gpt-oss model card (OpenAI, 2025: a learned bias in the denominator
 of each head); with a_h = 0 Miller, "Attention is off by one", 2023. No source has a cap and a bias
-at once. The CUDA kernels of Dao cap first and add the ALiBi term after it; so do we. A bias is then
-not bent, and reaches the softmax whole.
+at once. FlashAttention-2's CUDA kernel caps first and adds the ALiBi term after it; so do we. A
+bias is then not bent, and reaches the softmax whole.
 """
 
 import math

@@ -28,9 +28,9 @@ def changed_scores(products, queries, keys, head, changes, scale: tl.constexpr):
     """
     softcap, slope_ptr, bias_ptr, reach, query_offset = changes
     positions = queries + query_offset
-    scores, slope = products * (scale * LOG2_E), 1.0
+    scores, derivative = products * (scale * LOG2_E), 1.0
     if softcap is not None:
-        bent, slope = tanh_and_slope(products * (scale / softcap))
+        bent, derivative = tanh_and_derivative(products * (scale / softcap))
         scores = bent * (softcap * LOG2_E)
     if slope_ptr is not None:  # ALiBi; float32 holds positions up to 2^24 exactly
         distance = tl.abs(keys.to(products.dtype) - positions.to(products.dtype))
@@ -38,20 +38,20 @@ def changed_scores(products, queries, keys, head, changes, scale: tl.constexpr):
     if bias_ptr is not None:
         clipped = tl.minimum(tl.maximum(keys - positions, -reach), reach)
         scores += tl.load(bias_ptr + head * (2 * reach + 1) + (clipped + reach))
-    return scores, slope
+    return scores, derivative
 
 
 @triton.jit
-def tanh_and_slope(x):
+def tanh_and_derivative(x):
     """tanh(x) and 1 - tanh(x)^2, for x of any size.
 
-    With e = exp(-2 |x|), which is at most 1: |tanh(x)| = (1 - e) / (1 + e), and the slope is
-    4 e / (1 + e)^2. Nothing overflows, and no 1 - tanh^2 loses the digits of a small slope.
+    With e = exp(-2 |x|), which is at most 1: |tanh(x)| = (1 - e) / (1 + e), and the derivative is
+    4 e / (1 + e)^2. Nothing overflows, and no 1 - tanh^2 loses the digits of a small derivative.
     """
     small = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
-    root = 1.0 / (1.0 + small)
-    magnitude = (1.0 - small) * root
-    return tl.where(x >= 0.0, magnitude, -magnitude), 4.0 * small * root * root
+    share = 1.0 / (1.0 + small)
+    magnitude = (1.0 - small) * share
+    return tl.where(x >= 0.0, magnitude, -magnitude), 4.0 * small * share * share
 
 
 def check_changes(

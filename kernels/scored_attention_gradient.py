@@ -98,7 +98,7 @@ def query_gradient_kernel(
             key_block = load_rows(key_ptr, key_start, key_steps[2], present, width)
             value_block = load_rows(value_ptr, key_start, value_steps[2], present, value_width)
             products = product(query_block, tl.trans(key_block))
-            scores, slope = changed_scores(
+            scores, derivative = changed_scores(
                 products, queries[:, None], keys[None, :], head, changes, scale
             )
             scores = seen_only(
@@ -106,7 +106,7 @@ def query_gradient_kernel(
             )
             weights = tl.exp2(scores - finite(log_sum)[:, None])
             grad_weights = product(grad_read, tl.trans(value_block))
-            grad_scores = weights * (grad_weights - delta[:, None]) * slope
+            grad_scores = weights * (grad_weights - delta[:, None]) * derivative
             grad_query += product(grad_scores.to(key_block.dtype), key_block)
 
     grad_query_ptr += first_row * width
@@ -176,7 +176,7 @@ def key_gradient_kernel(
             delta = tl.load(delta_ptr + first_row + queries, mask=query_present, other=0.0)
 
             products = product(key_block, tl.trans(query_block))
-            scores, slope = changed_scores(
+            scores, derivative = changed_scores(
                 products, queries[None, :], keys[:, None], head, changes, scale
             )
             scores = seen_only(
@@ -185,7 +185,7 @@ def key_gradient_kernel(
             weights = tl.exp2(scores - finite(log_sum)[None, :])
             grad_value += product(weights.to(grad_read.dtype), grad_read)
             grad_weights = product(value_block, tl.trans(grad_read))
-            grad_scores = weights * (grad_weights - delta[None, :]) * slope
+            grad_scores = weights * (grad_weights - delta[None, :]) * derivative
             grad_key += product(grad_scores.to(query_block.dtype), query_block)
 
     first_key = (batch * key_heads + key_head).to(tl.int64) * key_count
