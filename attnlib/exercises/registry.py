@@ -23,6 +23,9 @@ MODULES = (
     "feature_maps",
     "feature_maps_programs",
     "feature_maps_bugs",
+    "recurrent_and_chunked",
+    "recurrent_and_chunked_programs",
+    "recurrent_and_chunked_bugs",
     "triton_in_an_hour",
     "from_loop_to_kernel",
 )

@@ -78,22 +78,21 @@ CELLS = [
     ),
     *grid(
         experiment=["tracking"],
-        task=list(TRACKED),
+        task=["parity", "swaps"],
         memory=["softmax", "linear", "state space", "delta", "delta to 2"],
     ),
+    {"experiment": "tracking", "task": "modulo 3", "memory": "delta to 2"},
     *grid(
         experiment=["overwriting"],
         writes=[18],
-        memory=["softmax", "linear", "gated linear", "state space", "delta", "gated delta"],
+        memory=["softmax", "linear", "state space", "delta"],
     ),
     *grid(experiment=["overwriting"], writes=[6], memory=["linear", "delta"]),
-    *grid(experiment=["hybrid"], neighbors=["window alone", "convolution"], stack=list(STACKS)),
-    *grid(experiment=["strings"], string=list(STRINGS), mixer=list(MIXERS)),
-    *grid(
-        experiment=["ratio"],
-        memory=["retention", "state space", "delta"],
-        ratio=list(PATTERNS),
-    ),
+    *grid(experiment=["hybrid"], neighbors=["window alone"], stack=list(STACKS)),
+    *grid(experiment=["hybrid"], neighbors=["convolution"], stack=list(STACKS)[:2]),
+    *grid(experiment=["strings"], string=["rhythm"], mixer=list(MIXERS)),
+    *grid(experiment=["strings"], string=["count"], mixer=["linear attention", "short and long"]),
+    *grid(experiment=["ratio"], memory=["retention"], ratio=list(PATTERNS)),
     {"experiment": "ratio", "memory": "softmax", "ratio": "full only"},
 ]
 SEEDS = range(3)
