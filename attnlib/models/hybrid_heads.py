@@ -22,11 +22,13 @@ class HybridHeads(nn.Module):
 
     is_causal = True
 
-    def __init__(self, width: int, heads: int, *, gates: float = 0.0, **sizes):
+    def __init__(
+        self, width: int, heads: int, *, gates: float = 0.0, largest_beta: float = 1.0, **sizes
+    ):
         super().__init__()
         self.heads = heads
         self.looking = SoftmaxLayer(width, heads, **sizes)
-        self.keeping = GatedDeltaLayer(width, heads, **sizes)
+        self.keeping = GatedDeltaLayer(width, heads, largest_beta=largest_beta, **sizes)
         for part in (self.looking, self.keeping):
             part.to_output = nn.Identity()
         self.added = nn.Parameter(torch.full((heads, 1, 1), gates))
