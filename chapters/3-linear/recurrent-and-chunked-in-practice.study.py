@@ -16,7 +16,7 @@ from attnlib.tasks.state_tracking import ModularCounter
 from attnlib.tasks.task import IGNORE, Task, TokenBatch, generator_from
 from attnlib.training import train
 
-WIDTH, PARAMETERS, STEPS, TEST_SEED = 32, 16_900, 400, 10_000
+WIDTH, PARAMETERS, TEST_SEED = 32, 16_900, 10_000
 RECALL = MultiQueryRecall(pairs=8, keys=32, values=32, length=32, power=1.0)
 COUNTER = ModularCounter(2, length=24)
 
@@ -26,7 +26,7 @@ HEADS = {
     "both": partial(HybridHeads, WIDTH, 2, largest_beta=2.0),
 }
 
-CELLS = grid(heads=list(HEADS))
+CELLS = [*grid(heads=list(HEADS), steps=[400]), {"heads": "softmax", "steps": 40}]
 SEEDS = range(3)
 
 
@@ -52,7 +52,8 @@ def run(cell: dict, seed: int) -> dict:
     heads = partial(HEADS[cell["heads"]], key_width=4, value_width=8)
     widen(with_attention(model, heads, seed=seed), seed)
     batches = task.batches(64, seed)
-    train(model, batches, steps=STEPS, learning_rate=1e-2, seed=seed, progress=False)
+    steps = cell["steps"]
+    train(model, batches, steps=steps, learning_rate=1e-2, seed=seed, progress=False)
     batch = task.batch(1024, TEST_SEED)
     right = answers(model, batch)
     measured = {"recall": right[:512], "parity": right[512:]}
