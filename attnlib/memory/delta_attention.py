@@ -10,7 +10,6 @@ from attnlib.backend import runs_kernel, width_obstacle
 from attnlib.checks import check_attention, check_count, check_scale
 from attnlib.memory.delta_rule import (
     LARGEST_BETA,
-    Given,
     ReadAndState,
     decays,
     delta_rule_chunked,
@@ -18,6 +17,9 @@ from attnlib.memory.delta_rule import (
     one_a_token,
     solved,
 )
+
+Gate = Float[Tensor, "..."] | float
+"""A number, or a tensor that broadcasts to one number a key."""
 
 TAXONOMY = Taxonomy(
     sequences="self", levels="single", positions="soft", representations="multi-head"
@@ -37,8 +39,8 @@ def delta_rule_oracle(
     key: Float[Tensor, "*heads M D"],
     value: Float[Tensor, "*heads M E"],
     *,
-    beta: Given = 1.0,
-    log_decay: Given = 0.0,
+    beta: Gate = 1.0,
+    log_decay: Gate = 0.0,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
@@ -65,8 +67,8 @@ def delta_rule_attention_step(
     key: Float[Tensor, "*heads N D"],
     value: Float[Tensor, "*heads N E"],
     *,
-    beta: Given = 1.0,
-    log_decay: Given = 0.0,
+    beta: Gate = 1.0,
+    log_decay: Gate = 0.0,
     scale: float | None = None,
 ) -> ReadAndState:
     """(read, new state) of both operators for the next token or tokens; pass None to begin."""
@@ -76,13 +78,13 @@ def delta_rule_attention_step(
 
 
 def some_beta(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
-    """For a trial: a step size for each head of two, three or one."""
-    return {"beta": torch.tensor(0.7, dtype=key.dtype)}
+    """For a trial: one step size for all heads and tokens."""
+    return {"beta": torch.tensor([0.7], dtype=key.dtype)}
 
 
 def some_beta_and_decay(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
     """For a trial: a step size and a decay."""
-    return {**some_beta(query, key, value), "log_decay": torch.tensor(-0.2, dtype=key.dtype)}
+    return {**some_beta(query, key, value), "log_decay": torch.tensor([-0.2], dtype=key.dtype)}
 
 
 @mechanism(
@@ -104,7 +106,7 @@ def delta_rule_attention(
     key: Float[Tensor, "*heads M D"],
     value: Float[Tensor, "*heads M E"],
     *,
-    beta: Given = 1.0,
+    beta: Gate = 1.0,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
@@ -151,8 +153,8 @@ def gated_delta_rule_attention(
     key: Float[Tensor, "*heads M D"],
     value: Float[Tensor, "*heads M E"],
     *,
-    beta: Given = 1.0,
-    log_decay: Given = 0.0,
+    beta: Gate = 1.0,
+    log_decay: Gate = 0.0,
     is_causal: bool = False,
     query_offset: int = 0,
     scale: float | None = None,
