@@ -108,7 +108,7 @@ def efficient_attention(
     a channel is subtracted for all rows. With is_causal gradients are finite in float32 while the
     keys of a channel lie within 40 of one another, and a channel whose keys so far lie 70 below a
     later one is not read.
-    Source: Shen et al. (2021), eqs. 3 to 5. Derived in chapter 3.1.
+    Source: Shen et al. (2021), section 3. Derived in chapter 3.1.
     """
     check_attention(query, key, value, enable_gqa)
     check_count("query_offset", query_offset)

@@ -93,7 +93,7 @@ def fastmax_attention(
 
     Shapes, support and errors as in `linear_attention`; there is no scale. Cost: time (N + M) R E,
     R = 1 + D for order 1 and C(D + 2, 2) for order 2 (the paper keeps all D^2 products).
-    Source: Gerami et al. (2024), eqs. 5 to 8. Derived in chapter 3.1.
+    Source: Gerami et al. (2024), section 2. Derived in chapter 3.1.
     """
     return linear_attention(
         query,

@@ -104,7 +104,7 @@ def hedgehog_attention(
     offset b); then this form runs in linear time.
 
     Shapes, support and errors as in `linear_attention`. Cost: time (N + M) F (D + E).
-    Source: Zhang et al. (2024), eqs. 3, 4 and 6. Derived in chapter 3.1.
+    Source: Zhang et al. (2024), section 4. Derived in chapter 3.1.
     """
     return linear_attention(
         query,

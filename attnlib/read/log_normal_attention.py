@@ -101,7 +101,7 @@ def log_normal_attention(
 
     Shapes, support and errors as in `linear_attention`. Finite in float32 while alpha q and beta k
     stay below 40.
-    Source: Nahshan et al. (2024), eqs. 8 and 10. Derived in chapter 3.1.
+    Source: Nahshan et al. (2024). Derived in chapter 3.1.
     """
     return linear_attention(
         query,

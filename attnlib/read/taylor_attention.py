@@ -98,7 +98,7 @@ def taylor_attention(
     -1.6. Then weights may be negative, and a sum that is negative raises ValueError on a CPU.
 
     Shapes, support and errors as in `linear_attention`. Cost: time and state R E a token.
-    Source: Heinsen and Kozachkov (2026), section 2. Derived in chapter 3.1.
+    Source: Heinsen and Kozachkov (2026). Derived in chapter 3.1.
     """
     return linear_attention(
         query,

@@ -14,7 +14,7 @@ def hedgehog(
 
     The softmax runs over the 2 F features. In a query it cancels when the row is divided by its
     sum; in a key it keeps the features below one, and weighs the key by one over its own total.
-    Source: Zhang et al. (2024), eq. 3 with negation (eq. 6) and the softmax of appendix A.
+    Source: Zhang et al. (2024), the Hedgehog map with negation and with its softmax.
     """
     if matrix.shape[-1] != x.shape[-1]:
         raise ValueError(
@@ -30,7 +30,7 @@ def hedgehog_exponential(
 ) -> Float[Tensor, "*batch two_F"]:
     r"""phi(x) = e^{[W x + b, -W x - b]}, not divided. Finite while |W x + b| < 44 in float32.
 
-    Source: Zhang et al. (2024), eqs. 3 and 6.
+    Source: Zhang et al. (2024), the Hedgehog map with negation.
     """
     return both_signs(x, matrix, offset).exp()
 

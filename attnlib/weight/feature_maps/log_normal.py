@@ -30,7 +30,7 @@ def matched_exponents(
               \beta = \frac{\tilde\sigma}{\sqrt 2\, \sigma_k}, \quad
               \tilde\sigma^2 = \frac{\sigma_q^2 \sigma_k^2 - b}{a}
 
-    Source: Nahshan et al. (2024), eq. 10; a and b from the code of its authors.
+    Source: Nahshan et al. (2024), moment matching; a and b from the code of its authors.
     """
     for name, deviation in (("query_deviation", query_deviation), ("key_deviation", key_deviation)):
         if not deviation > 0:

@@ -25,7 +25,7 @@ def taylor(terms: int = 3, scale: float | None = None) -> FeatureMap:
     with n_c for the number of times that channel c occurs. An odd number of terms ends in an even
     power, and then every such sum is positive; an even number of terms goes negative for scores
     that are low enough (with four below -1.6).
-    Source: Heinsen and Kozachkov (2026), section 2; the multiplicities are theirs divided by p!.
+    Source: Heinsen and Kozachkov (2026); the multiplicities are theirs divided by p!.
     """
     check_count("terms", terms, least=1)
     check_scale(scale)
@@ -69,7 +69,7 @@ def taylor_features(width: int, terms: int) -> int:
 def taylor_state_size(width: int, value_width: int, terms: int) -> int:
     """How many numbers the state of one head holds: features times (E + 1), with its total.
 
-    Source: Heinsen and Kozachkov (2026), section 3.
+    Source: Heinsen and Kozachkov (2026).
     """
     return taylor_features(width, terms) * (value_width + 1)
 
@@ -78,7 +78,7 @@ def standardized(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """Each row less its mean, divided by its standard deviation: length sqrt(D), sum zero.
 
     1e-5 is added to the variance, so that a constant row becomes zero.
-    Source: Gerami et al. (2024), eqs. 5 and 6.
+    Source: Gerami et al. (2024), section 2.
     """
     return F.layer_norm(x, x.shape[-1:], eps=1e-5)
 
@@ -87,7 +87,7 @@ def standardized_polynomial(order: int = 2) -> FeatureMap:
     r"""phi with phi(q) . phi(k) = sum over l <= order of s^l / l!, s = q^ . k^ standardized.
 
     Order 2 is always positive, as 1 + s + s^2 / 2 = ((1 + s)^2 + 1) / 2. Order 1 is negative for
-    s < -1. Source: Gerami et al. (2024), eqs. 7 and 8.
+    s < -1. Source: Gerami et al. (2024), section 2.
     """
     check_count("order", order, least=1)
     expand = taylor(order + 1, scale=1.0)
