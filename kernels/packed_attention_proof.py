@@ -65,30 +65,23 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
         return Case(name, (*tensors, rows(*key_heads, keys, value_width), options))
 
     causal = {"is_causal": True}
-    for length in (1, 63, 257):
+    for length in (1, 257):
         values = {"value_width": 16 if length > 1 else 1}  # one key: nothing may round
         yield case(f"one sequence of {length}, causal", (length,), **values, **causal)
-    yield case("lengths 3, 70, 1 and 26", (3, 70, 1, 26))
     yield case("lengths 3, 70, 1 and 26, causal", (3, 70, 1, 26), **causal)
     yield case("window of 20 in each sequence", (30, 5, 65), window=20)
     yield case("sequences of one token", (1,) * 4, value_width=1)
     yield case("empty sequences", (0, 20, 0, 0, 9, 0), **causal)
-    yield case("more keys than queries", (10, 5), (30, 70))
     yield case("more keys than queries, causal", (10, 5), (30, 70), **causal)
     yield case("more queries than keys, causal", (40, 23), (10, 5), **causal)
     yield case("queries without keys, keys without queries", (9, 7, 0, 5), (8, 0, 30, 6))
-    yield case("heads", (20, 43), heads=(2,), **causal)
     yield case("two heads share a key head", (20, 43), heads=(2,), key_heads=(1,), **causal)
-    yield case("pairs of heads share a key head", (9,), (33,), heads=(4,), key_heads=(2,))
-    yield case("widths 40 and 80", (15, 48), width=40, value_width=80, **causal)
-    yield case("width 1, scale 0.3", (10, 5), width=1, scale=0.3)
+    yield case("pairs of heads share a key head", (9,), (33,), heads=(4,), key_heads=(2,), width=1)
+    yield case("widths 40 and 80, scale 0.3", (15, 48), width=40, value_width=80, scale=0.3)
     several = rows(40, 2, 3, 16).detach()
     heads_last = [part.transpose(0, 1).requires_grad_() for part in several.unbind(2)]
     options = causal | {"query_starts": starts_of(17, 23).to(device, torch.int32)}
     yield Case("heads beside the width, int32 starts", (*heads_last, options))
-    wider = [rows(40, 20).detach()[::2, 2:18].requires_grad_() for _ in range(3)]
-    options = {"query_starts": starts_of(13, 7).to(device)}
-    yield Case("every second row of a wider tensor", (*wider, options))
     options = {"query_starts": starts_of(15, 0), "key_starts": starts_of(16, 0)}
     yield Case("scores up to 1e4", (*huge_scores(dtype, device), options))
     if device.type == "cuda":
