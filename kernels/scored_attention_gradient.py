@@ -339,7 +339,7 @@ def far_together(along: Tensor, nearest: int, reach: int) -> Tensor:
     count = along.shape[1]
     table = along.new_zeros(along.shape[0], 2 * reach + 1)
     behind = min(max(1 - reach - nearest, 0), count)  # so many lie at -reach or further behind
-    ahead = min(max(max(reach, 1 - reach) - nearest, behind), count)  # from here on at reach
+    ahead = min(max(reach - nearest, behind), count)  # from here on at reach
     table[:, 0] += along[:, :behind].sum(1)
     table[:, nearest + behind + reach : nearest + ahead + reach] += along[:, behind:ahead]
     table[:, -1] += along[:, ahead:].sum(1)
