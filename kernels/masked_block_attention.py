@@ -35,8 +35,8 @@ operations a byte. A causal window of 1024 at N = M = 8192, D = 128 lists 540 of
 them partial: 540 a byte, so products decide, and 13 % of the dense time is the best there is.
 
 Sources: Dao et al., "FlashAttention", 2022, section 3.3 (block-sparse); Dong et al., "Flex
-Attention", 2024, arXiv 2412.05496, section 4 (predicates as lists of full and partial blocks; it
-calls the predicate in the kernel where we read bits).
+Attention", 2024, arXiv 2412.05496 (predicates as lists of full and partial blocks; it calls the
+predicate in the kernel where we read bits).
 """
 
 import math
