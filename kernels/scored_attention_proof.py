@@ -135,7 +135,7 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     empty = {"heads": (2, 1), "key_mask": padding}
     yield case("padded keys, one sequence empty", 63, 70, **empty, **every)
     yield case("padded keys, one sequence empty, no sink", 63, 70, **empty, slopes=True, reach=2)
-    yield case("padded keys in full tiles", 15, 200, key_mask=mask(200), **every)
+    yield case("padded keys in full tiles", 15, 200, key_mask=mask(200), slopes=True, softcap=2.0)
     yield case("two axes of batch", 15, 15, heads=(2, 1, 1), **every)
     yield case("widths 40 and 80", 63, 63, width=40, value_width=80, **every, **causal)
     yield case("width 1, scale 0.3", 15, 15, width=1, value_width=1, scale=0.3, **every)
@@ -147,9 +147,13 @@ def cases(dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     yield Case("heads beside the width, strided tables", (*heads_last, *strided, causal))
     if dtype == torch.float64:  # the gradients are what is left of sums of both signs
         yield case("1 key, all changes", 1, 1, **every)
-        yield case("biases of one entry", 63, 70, reach=0, sink=True)
-        yield case("all keys are far behind", 15, 20, reach=3, sink=True, query_offset=150)
-        yield case("all keys are far ahead", 15, 20, reach=3, sink=True, query_offset=-50)
+        yield case("biases of one entry", 63, 70, heads=(3,), reach=0, sink=True)
+        yield case(
+            "all keys are far behind", 15, 20, heads=(3,), reach=3, sink=True, query_offset=150
+        )
+        yield case(
+            "all keys are far ahead", 15, 20, heads=(3,), reach=3, sink=True, query_offset=-50
+        )
     if device.type == "cuda":
         many = {"heads": (2, 4), "sink": True, "slopes": True, "reach": 60, "softcap": 20.0}
         for width in (64, 80, 128, 256):
