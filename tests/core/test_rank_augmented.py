@@ -63,6 +63,13 @@ def test_the_gate_can_raise_the_rank_of_the_read():
     assert gated > 4
 
 
+def test_the_layer_multiplies_what_is_read_and_what_is_near_by_its_gate():
+    layer, x = RankAugmentedAttention(4, 1, grid=(3, 4)).double(), normal(2, 12, 4)
+    value = layer.to_value(x)
+    read = dense_rank_augmented_attention(layer.to_query(x), layer.to_key(x), value)
+    close(layer(x), layer.to_output((read + layer.near(value)) * layer.to_gate(x)))
+
+
 def test_the_layer_gives_its_weights():
     layer = RankAugmentedAttention(8, 2, grid=(3, 4)).double()
     out, weights = layer(normal(2, 12, 8), return_weights=True)
