@@ -70,6 +70,13 @@ MIXERS = {
     "short and long": {"taps": 4, "length": 64},
 }
 
+LONGER = [
+    *grid(experiment=["hybrid"], neighbors=["window alone"], stack=list(STACKS), steps=[1000]),
+    *grid(experiment=["hybrid"], neighbors=["convolution"], stack=list(STACKS)[:2], steps=[1000]),
+    *grid(experiment=["ratio"], memory=["retention"], ratio=list(PATTERNS), steps=[900]),
+]
+"""Added after the first runs, in which some stacks had only begun to learn: the same, longer."""
+
 CELLS = [
     *(
         {"experiment": "recall", "memory": memory, "size": size}
@@ -94,6 +101,7 @@ CELLS = [
     *grid(experiment=["strings"], string=["count"], mixer=["linear attention", "short and long"]),
     *grid(experiment=["ratio"], memory=["retention"], ratio=list(PATTERNS)),
     {"experiment": "ratio", "memory": "softmax", "ratio": "full only"},
+    *LONGER,
 ]
 SEEDS = range(3)
 
@@ -139,7 +147,7 @@ def overwriting(seed: int, writes: int, memory: str) -> dict:
     return {"accuracy": tested(model, task)}
 
 
-def hybrid(seed: int, neighbors: str, stack: str) -> dict:
+def hybrid(seed: int, neighbors: str, stack: str, steps: int = 400) -> dict:
     """Two layers of about 1040 numbers of state recall twelve pairs.
 
     A token must be joined to its neighbor: only attention can do that, or a convolution helps.
@@ -149,7 +157,7 @@ def hybrid(seed: int, neighbors: str, stack: str) -> dict:
     layers = [partial(layer, convolution=taps) for layer in STACKS[stack]]
     model = stacked(task.vocabulary, layers, seed)
     widen(model, 22_000, seed)
-    learn(model, task, seed, steps=400)
+    learn(model, task, seed, steps=steps)
     return {
         "accuracy": tested(model, task),
         "bytes": state_bytes(model, task.length),
@@ -170,14 +178,14 @@ def strings(seed: int, string: str, mixer: str) -> dict:
     return {"accuracy": tested(model, task), "parameters": parameters(model)}
 
 
-def ratio(seed: int, memory: str, ratio: str) -> dict:
+def ratio(seed: int, memory: str, ratio: str, steps: int = 300) -> dict:
     """Four layers, some with softmax: recall of eight pairs, and the loss on a small language."""
     pattern = PATTERNS.get(ratio, "FFFF")
     makes = {"L": MEMORIES[memory], "F": SoftmaxLayer}
     layers = [partial(makes[letter], key_width=4) for letter in pattern]
     task = MultiQueryRecall(pairs=8, keys=16, values=16, length=32, power=1.0)
     recalling = stacked(task.vocabulary, layers, seed)
-    learn(recalling, task, seed, steps=300)
+    learn(recalling, task, seed, steps=steps)
 
     text = Grammar(length=32)
     speaking = stacked(text.vocabulary, layers, seed)
