@@ -25,6 +25,7 @@ MODULES = (
     "feature_maps_bugs",
     "recurrent_and_chunked",
     "recurrent_and_chunked_programs",
+    "recurrent_and_chunked_delta",
     "recurrent_and_chunked_bugs",
     "triton_in_an_hour",
     "from_loop_to_kernel",
