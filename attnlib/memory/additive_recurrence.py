@@ -70,7 +70,7 @@ def additive_recurrence_step(
               h_t = e^{z_{t-1} - z_t} h_{t-1} + e^{k_t - z_t} v_t^\top, \quad
               o_t = \mathrm{scale} \; h_t^\top q_t
 
-    Pass None to begin. Source: Qin et al., "LightNet" (2024), section 3.
+    Pass None to begin. Source: Qin et al., "LightNet" (2024).
     """
     read, state = _causal(state, query, key, value, scale, max(1, query.shape[-2]), "auto")
     return read, state
@@ -118,7 +118,7 @@ def additive_recurrence(
 
     Shapes: query and key (..., N, D), value (..., N, E). The paper passes silu(q) as the query and
     has no scale. Cost: time N D E, and N C (D log C + E) more with is_causal.
-    Source: Qin et al., "LightNet" (2024), section 3. Derived in chapter 3.2.
+    Source: Qin et al., "LightNet" (2024). Derived in chapter 3.2.
     """
     check_recurrent(query, key, value)
     check_scale(scale)

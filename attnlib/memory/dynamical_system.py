@@ -46,7 +46,7 @@ def dynamical_system(
     The state begins empty or at zero. Shapes: inputs (..., N, E) -> outputs (..., N, E).
     Cost: time and memory of the matrices; this is the form to compare mechanisms in, not to run
     them. Raises ValueError where the lists have not one matrix a token or sizes do not fit.
-    Source: Sieber et al. (2024), equation 1. Derived in chapter 3.2.
+    Source: Sieber et al. (2024). Derived in chapter 3.2.
     """
     length = inputs.shape[-2]
     for name, matrices in zip(System._fields, system, strict=True):
@@ -118,7 +118,7 @@ def linear_attention_system(
               C_i = q_i^\top \otimes I, \; \eta_i = q_i \cdot \sum_{j \le i} k_j
 
     for queries and keys that are features already, with q_i . k_j > 0. Source: Sieber et al.
-    (2024), section 3.2.
+    (2024).
     """
     check_attention(query, key, value)
     total = (query * key.cumsum(-2)).sum(-1)

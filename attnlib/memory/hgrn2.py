@@ -103,7 +103,7 @@ def hgrn2_attention(
     Each row of the state is a running mean of the values, so it cannot outgrow them. `lower_bound`
     is beta; in the paper it is learned and rises with the layer, so that upper layers remember
     longer. Shapes, cost and errors as in `decayed_attention`.
-    Source: Qin et al., "HGRN2" (2024), section 3. Derived in chapter 3.2.
+    Source: Qin et al., "HGRN2" (2024). Derived in chapter 3.2.
     """
     check_recurrent(query, key, value, is_causal)
     key, log_decay = tied_gates(key, lower_bound)

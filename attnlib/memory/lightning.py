@@ -23,7 +23,7 @@ def lightning_decay(heads: int, layer: int = 0, layers: int = 1) -> Float[Tensor
     .. math:: \log \lambda_h = - \frac{8 h}{H} \Big( 1 - \frac{l}{L} \Big), \quad h = 0 \dots H - 1
 
     The first head never forgets, and later layers (l counts from 0) forget less.
-    Source: Qin et al., "TransNormerLLM" (2023), section 3.1; kept in Qin et al. (2024).
+    Source: Qin et al., "TransNormerLLM" (2023); kept in Qin et al. (2024).
     """
     check_count("heads", heads, least=1)
     check_count("layers", layers, least=1)
@@ -68,7 +68,7 @@ def lightning_attention(
     for the blocks t of C = `chunk` tokens. `log_decay` is `lightning_decay(heads)` unless given.
     Shapes, cost and errors as in `decayed_attention`. The paper's layer has no scale, and divides
     the read by its root mean square instead of a sum of weights (see `attnlib.models.Retained`).
-    Source: Qin et al. (2024), section 3 and algorithm 1. Derived in chapter 3.2.
+    Source: Qin et al. (2024). Derived in chapter 3.2.
     """
     if log_decay is None:
         log_decay = lightning_decay(heads_of(query))

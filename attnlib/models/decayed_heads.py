@@ -22,7 +22,7 @@ class Retained(nn.Module):
     """A fixed decay, and each head's read divided by its root mean square.
 
     A sum over the past has no fixed size; the norm gives it one. `operator` is `retention` or
-    `lightning_attention`. Source: Sun et al. (2023), equation 8; Qin et al. (2024), section 3.
+    `lightning_attention`. Source: Sun et al. (2023), section 2.2; Qin et al. (2024).
     """
 
     def __init__(self, head_width: int, operator: Callable[..., Tensor] = retention):
@@ -93,7 +93,7 @@ class StateSpaceDuality(nn.Module):
 class HierarchicallyGated(nn.Module):
     """HGRN-2: the key is one minus its forget gate, then the norm.
 
-    Source: Qin et al., "HGRN2" (2024), section 3. There the lower bound is learned, one a layer.
+    Source: Qin et al., "HGRN2" (2024). There the lower bound is learned, one a layer.
     """
 
     def __init__(self, head_width: int, lower_bound: float = 0.0):
@@ -110,7 +110,7 @@ class HierarchicallyGated(nn.Module):
 class Additive(nn.Module):
     """LightNet: silu(query), a running softmax over keys, then the norm.
 
-    Source: Qin et al., "LightNet" (2024), section 3.
+    Source: Qin et al., "LightNet" (2024).
     """
 
     def __init__(self, head_width: int):
