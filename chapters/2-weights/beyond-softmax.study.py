@@ -1,5 +1,6 @@
 """Which weights keep their loss at 16 times the length, and what small models need of softmax."""
 
+import math
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from attnlib.models.vision import VisionTransformer
 from attnlib.score.compare import dot_product
 from attnlib.score.cosine import cosine
 from attnlib.study import grid
-from attnlib.tasks.grammar import Grammar
+from attnlib.tasks.grammar import Grammar, GrammarBatch, encode
 from attnlib.tasks.markov import Markov
 from attnlib.tasks.recall import MultiQueryRecall
 from attnlib.tasks.shapes import ColoredShapes
@@ -25,6 +26,7 @@ from attnlib.weight.sigmoid import sigmoid
 from attnlib.weight.signed import signed
 from attnlib.weight.softmax import softmax
 from attnlib.weight.softplus import length_scaled_softplus, reweighted_softplus, softplus
+from attnlib.weight.visible_keys import visible_keys
 
 TEST_SEED = 10_000
 TRAINED, LENGTHS = 32, (32, 64, 128, 256, 512)
@@ -51,29 +53,54 @@ def softplus_alone(scores: Tensor, support: Tensor) -> Tensor:
     return nn.functional.softplus(scores).masked_fill(~support, 0.0)
 
 
+def over_n(weight, scores: Tensor, support: Tensor) -> Tensor:
+    """Weights that are divided by the number of keys, and not by their sum."""
+    return weight(scores, support) / visible_keys(support, scores.dtype)
+
+
 WEIGHTS = {
     "softmax": (softmax, dot_product),
     "sigmoid": (sigmoid, dot_product),
     "sigmoid, b = 0": (partial(sigmoid, bias=0.0), dot_product),
     "softplus": (softplus, dot_product),
     "length-scaled softplus": (length_scaled_softplus, cosine),
-    "re-weighted softplus": (partial(reweighted_softplus, power=3.0), cosine),
+    "re-weighted, p = 3": (partial(reweighted_softplus, power=3.0), cosine),
+    "re-weighted, p = 15": (partial(reweighted_softplus, power=15.0), cosine),
     "1.5-entmax": (entmax15, dot_product),
     "signed": (signed, dot_product),
     "exp, no division": (exp_alone, dot_product),
     "softplus, no division": (softplus_alone, dot_product),
+    "exp, over n": (partial(over_n, exp_alone), dot_product),
+    "softplus, over n": (partial(over_n, softplus_alone), dot_product),
 }
 """Weight and score by name; the softplus family compares directions, as its paper does."""
 
-COMPARED = ("softmax", "sigmoid", "re-weighted softplus", "1.5-entmax")
+COMPARED = (
+    "softmax",
+    "sigmoid",
+    "length-scaled softplus",
+    "re-weighted, p = 3",
+    "re-weighted, p = 15",
+    "1.5-entmax",
+)
 MIXINGS = ("gated perceptron", "uniform", "random guide", "embedding guide", "key alone", "Taylor")
 
 CELLS = [
     *grid(experiment=["length"], weight=list(COMPARED), position=["alibi", "rope"]),
-    *grid(experiment=["length"], weight=["length-scaled softplus", "signed"], position=["alibi"]),
+    *grid(experiment=["length"], weight=["signed"], position=["rope"]),
+    *grid(
+        experiment=["text"], weight=["softmax", "1.5-entmax"], text=["grammar"], length=[TRAINED]
+    ),
     *grid(
         experiment=["text"],
-        weight=["softplus", "softplus, no division", "exp, no division", "softmax"],
+        weight=[
+            "softmax",
+            "softplus",
+            "exp, over n",
+            "softplus, over n",
+            "exp, no division",
+            "softplus, no division",
+        ],
         text=["grammar"],
         length=[64],
     ),
@@ -117,20 +144,40 @@ def operator(weight: str):
 
 
 def length(seed: int, weight: str, position: str) -> dict:
-    """Trained on 32 tokens, tested on up to 512: loss above the best possible, last 32 tokens.
+    """Trained on 32 words, tested with up to 480 words of other documents before the same 32.
 
-    Also how many keys the last tokens read, as the exponential of the entropy of their weights,
-    and the mean cosine between tokens after the last block.
+    The loss above the best possible on those 32; how many keys their rows read, as the exponential
+    of the entropy of the weights; the sum of a row; the mean cosine between tokens after the last
+    block.
     """
     model = language_model("grammar", operator(weight), position, seed)
     untrained = token_cosine(model)
     fit(model, Grammar(length=TRAINED), seed, batch=32)
     numbers = {"cosine": token_cosine(model), "untrained cosine": untrained}
     for n in LENGTHS:
-        batch = Grammar(length=n).batch(16, torch.Generator().manual_seed(TEST_SEED))
+        batch = distracted(32, n)
+        rows = read_weights(model, batch.tokens[:4])
         numbers[f"excess at {n}"] = excess(model, batch)
-        numbers[f"keys at {n}"] = keys_read(model, batch.tokens[:4])
+        numbers[f"keys at {n}"] = math.exp(mean_entropy(rows.abs()))
+        numbers[f"sum at {n}"] = rows.sum(-1).mean().item()
     return numbers
+
+
+def distracted(size: int, length: int) -> GrammarBatch:
+    """The first 32 words of `size` documents, after `length` - 32 words of other documents.
+
+    The 32 words and the words right before them are the same for every length.
+    """
+    judged = Grammar(length=TRAINED).batch(size, TEST_SEED)
+    generator, before = torch.Generator().manual_seed(TEST_SEED + 1), []
+    for _ in range(size):
+        words: list[str] = []
+        while len(words) < max(LENGTHS) - TRAINED:
+            words += Grammar().document(generator).words
+        before.append(encode(words)[len(words) - (length - TRAINED) :])
+    before = torch.stack(before)
+    tokens = torch.cat((before, judged.tokens), dim=1)
+    return judged._replace(tokens=tokens)
 
 
 def text(seed: int, weight: str, text: str, length: int) -> dict:
@@ -217,10 +264,9 @@ def excess(model: nn.Module, batch, last: int = TRAINED) -> float:
 
 
 @torch.no_grad()
-def keys_read(model: DecoderLM, tokens: Tensor, last: int = TRAINED) -> float:
-    """e to the mean entropy of the weights of the last rows, each divided by its sum of sizes."""
-    weights = model(tokens, return_weights=True)[1][..., -last:, :].abs()
-    return torch.tensor(mean_entropy(weights)).exp().item()
+def read_weights(model: DecoderLM, tokens: Tensor, last: int = TRAINED) -> Tensor:
+    """The weights of the last rows of every layer and head."""
+    return model(tokens, return_weights=True)[1][..., -last:, :]
 
 
 def mean_entropy(weights: Tensor) -> float:
