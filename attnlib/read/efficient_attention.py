@@ -5,11 +5,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
+from attnlib.backend import runs_kernel
 from attnlib.checks import check_attention, check_count, check_mask
 from attnlib.read.heads import repeat_key_heads
 from attnlib.read.linear_attention import (
     LinearState,
+    check_one_token,
+    check_state,
+    check_widths,
+    keys_allowed,
     linear_attention,
+    mask_by_query,
     same_for_all_queries,
     summed_in,
 )
@@ -58,9 +64,13 @@ def efficient_attention_step(
     The state holds sums of e^k, so keys must stay below 80 in float32.
     """
     check_attention(query, key, value)
+    check_widths(query, key)
+    check_one_token(query, key)
     dtype = summed_in(query)
     exponentials = key.to(dtype).exp()
     written = exponentials.mT @ value.to(dtype)
+    if state is not None:
+        check_state(state, written)
     matrix = written if state is None else state.matrix + written
     total = exponentials[..., 0, :] if state is None else state.total + exponentials[..., 0, :]
     shares = divided(query.to(dtype).softmax(-1), total.unsqueeze(-2))
@@ -112,13 +122,12 @@ def efficient_attention(
     """
     check_attention(query, key, value, enable_gqa)
     check_count("query_offset", query_offset)
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"key must have the width of query, {query.shape[-1]}, got {key.shape[-1]}"
-        )
+    check_count("chunk", chunk, least=1)
+    check_widths(query, key)
     if attn_mask is not None:
         check_mask(attn_mask, torch.Size((*query.shape[:-1], key.shape[-2])))
         if not same_for_all_queries(attn_mask):
+            runs_kernel(backend, query.device, mask_by_query)
             return dense_efficient_attention(
                 *(tensor.to(summed_in(query)) for tensor in (query, key, value)),
                 attn_mask=attn_mask,
@@ -130,10 +139,11 @@ def efficient_attention(
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     if enable_gqa:
         key, value = repeat_key_heads(query, key, value)
-    exponentials = (key - largest(key, attn_mask)).exp()
+    exponents = key - largest(key, attn_mask)
     if attn_mask is not None:
-        allowed = attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :]
-        exponentials = exponentials.masked_fill(~allowed[..., None], 0.0)
+        # Before the exponential: a hidden key may be so large that its gradient would be inf * 0.
+        exponents = exponents.masked_fill(~keys_allowed(attn_mask)[..., None], -torch.inf)
+    exponentials = exponents.exp()
     totals = totals_of(exponentials, query.shape[-2], is_causal, query_offset)
     return linear_attention(
         divided(query.softmax(-1), totals),
@@ -153,8 +163,7 @@ def largest(key: Tensor, attn_mask: Tensor | None) -> Float[Tensor, "*heads 1 D"
     if key.shape[-2] == 0:
         return key.sum(-2, keepdim=True)
     if attn_mask is not None:
-        allowed = attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :]
-        key = key.masked_fill(~allowed[..., None], torch.finfo(key.dtype).min)
+        key = key.masked_fill(~keys_allowed(attn_mask)[..., None], torch.finfo(key.dtype).min)
     return key.detach().amax(-2, keepdim=True)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
+from attnlib.checks import check_tensor, fits
 from attnlib.read.linear_attention import LinearState, linear_attention, linear_attention_step
 from attnlib.score.features import feature_product
 from attnlib.weight.division import divided_by_sum
@@ -48,6 +49,18 @@ def dense_hedgehog_attention(
     )
 
 
+def check_matrices(query: Tensor, query_matrix: Tensor, key_matrix: Tensor) -> None:
+    """Check that both matrices are (F, D), or (..., heads, F, D) that broadcast to the heads."""
+    check_tensor("query", query)
+    for name, matrix in (("query_matrix", query_matrix), ("key_matrix", key_matrix)):
+        check_tensor(name, matrix)
+        if matrix.dim() < 2 or not fits(matrix.shape[:-2], query.shape[:-2]):
+            raise ValueError(
+                f"{name} must have shape (F, D) or {(*query.shape[:-2], 'F', 'D')}, "
+                f"got {tuple(matrix.shape)}"
+            )
+
+
 def hedgehog_attention_step(
     state: LinearState | None,
     query: Float[Tensor, "*heads 1 D"],
@@ -58,6 +71,7 @@ def hedgehog_attention_step(
     key_matrix: Float[Tensor, "*#heads F D"],
 ) -> tuple[Float[Tensor, "*heads 1 E"], LinearState]:
     """`hedgehog_attention` with is_causal for the next token: (read, new state)."""
+    check_matrices(query, query_matrix, key_matrix)
     return linear_attention_step(
         state,
         query,
@@ -106,6 +120,7 @@ def hedgehog_attention(
     Shapes, support and errors as in `linear_attention`. Cost: time (N + M) F (D + E).
     Source: Zhang et al. (2024), section 4. Derived in chapter 3.1.
     """
+    check_matrices(query, query_matrix, key_matrix)
     return linear_attention(
         query,
         key,

@@ -8,8 +8,16 @@ from torch import Tensor
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
-from attnlib.checks import check_attention, check_count, check_mask, check_scale
-from attnlib.read.linear_attention import linear_attention, same_for_all_queries, summed_in
+from attnlib.backend import runs_kernel
+from attnlib.checks import check_attention, check_count, check_mask, check_scale, check_tensor
+from attnlib.read.linear_attention import (
+    check_one_token,
+    check_widths,
+    linear_attention,
+    mask_by_query,
+    same_for_all_queries,
+    summed_in,
+)
 
 
 def centered(
@@ -72,14 +80,31 @@ def injective_attention_step(
 ) -> tuple[Float[Tensor, "*heads 1 E"], InjectiveState]:
     """`injective_attention` with is_causal for the next token: (read, new state)."""
     check_attention(query, key, value)
+    check_scale(scale)
+    check_widths(query, key)
+    check_one_token(query, key)
     dtype = summed_in(query)
     q, k, v = (tensor.to(dtype) for tensor in (query, key, value))
     added = InjectiveState(k.mT @ v, k, v, torch.ones((), dtype=dtype, device=k.device))
     if state is not None:
+        check_injective_state(state, added)
         added = InjectiveState(*(old + new for old, new in zip(state, added, strict=True)))
     q = q * (query.shape[-1] ** -0.5 if scale is None else scale)
     read = centered_read(q @ added.matrix, q @ added.key.mT, added.value, added.count)
     return read.to(query.dtype), added
+
+
+def check_injective_state(state: InjectiveState, added: InjectiveState) -> None:
+    """Raise unless every sum of `state` has the shape and dtype of what is added to it."""
+    if not isinstance(state, InjectiveState):
+        raise TypeError(f"state must be an InjectiveState or None, got {type(state).__name__}")
+    for name, old, new in zip(state._fields, state, added, strict=True):
+        check_tensor(f"state.{name}", old)
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ValueError(
+                f"state.{name} must have shape {tuple(new.shape)} in {new.dtype}, "
+                f"got {tuple(old.shape)} in {old.dtype}"
+            )
 
 
 def centered_read(product: Tensor, total: Tensor, value: Tensor, count: Tensor) -> Tensor:
@@ -133,17 +158,16 @@ def injective_attention(
     check_attention(query, key, value, enable_gqa)
     check_scale(scale)
     check_count("query_offset", query_offset)
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            f"key must have the width of query, {query.shape[-1]}, got {key.shape[-1]}"
-        )
+    check_count("chunk", chunk, least=1)
+    check_widths(query, key)
     options = {"is_causal": is_causal, "query_offset": query_offset, "enable_gqa": enable_gqa}
     if attn_mask is not None:
         check_mask(attn_mask, torch.Size((*query.shape[:-1], key.shape[-2])))
         if not same_for_all_queries(attn_mask):
-            return dense_injective_attention(
-                query, key, value, attn_mask=attn_mask, scale=scale, **options
-            )
+            runs_kernel(backend, query.device, mask_by_query)
+            q, k, v = (tensor.to(summed_in(query)) for tensor in (query, key, value))
+            read = dense_injective_attention(q, k, v, attn_mask=attn_mask, scale=scale, **options)
+            return read.to(query.dtype)
         options["attn_mask"] = attn_mask
     dtype = summed_in(query)
     q, k, v = (tensor.to(dtype) for tensor in (query, key, value))

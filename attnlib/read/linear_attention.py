@@ -13,7 +13,7 @@ from torch import Tensor
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.backend import runs_kernel
-from attnlib.checks import check_attention, check_count, check_mask
+from attnlib.checks import check_attention, check_count, check_mask, check_tensor
 from attnlib.read.heads import repeat_key_heads
 from attnlib.score.features import FeatureMap, feature_product, features_of
 from attnlib.weight.division import divided, divided_by_sum, not_divided
@@ -84,9 +84,7 @@ def linear_attention_step(
     Source: Katharopoulos et al. (2020), eqs. 16 to 20.
     """
     check_attention(query, key, value, enable_gqa)
-    for name, tensor in (("query", query), ("key", key)):
-        if tensor.shape[-2] != 1:
-            raise ValueError(f"{name} must have one token, got {tensor.shape[-2]}")
+    check_one_token(query, key)
     dtype = summed_in(query)
     phi_q = features_of("feature_map", feature_map, query.to(dtype))
     phi_k = features_of("key_feature_map", key_feature_map or feature_map, key.to(dtype))
@@ -104,16 +102,34 @@ def linear_attention_step(
     return read.to(query.dtype), state
 
 
+def check_one_token(query: Tensor, key: Tensor) -> None:
+    """Raise unless there is one query and one key."""
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.shape[-2] != 1:
+            raise ValueError(f"{name} must have one token, got {tensor.shape[-2]}")
+
+
+def check_widths(query: Tensor, key: Tensor) -> None:
+    """Raise unless query and key have the same width."""
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"key must have the width of query, {query.shape[-1]}, got {key.shape[-1]}"
+        )
+
+
 def check_state(state: LinearState, written: Tensor) -> None:
     """Raise unless `state` can take what is written into it."""
     if not isinstance(state, LinearState):
         raise TypeError(f"state must be a LinearState or None, got {type(state).__name__}")
+    for name, tensor in (("state.matrix", state.matrix), ("state.total", state.total)):
+        check_tensor(name, tensor)
     wanted = (written.shape, written.shape[:-1])
-    if (state.matrix.shape, state.total.shape) != wanted or state.matrix.dtype != written.dtype:
+    dtypes = {state.matrix.dtype, state.total.dtype}
+    if (state.matrix.shape, state.total.shape) != wanted or dtypes != {written.dtype}:
         raise ValueError(
             f"state must have a matrix {tuple(wanted[0])} and a total {tuple(wanted[1])} in "
-            f"{written.dtype}, got {tuple(state.matrix.shape)} and {tuple(state.total.shape)} in "
-            f"{state.matrix.dtype}"
+            f"{written.dtype}, got {tuple(state.matrix.shape)} in {state.matrix.dtype} and "
+            f"{tuple(state.total.shape)} in {state.total.dtype}"
         )
 
 
@@ -175,6 +191,7 @@ def linear_attention(
     if attn_mask is not None:
         check_mask(attn_mask, torch.Size((*query.shape[:-1], key.shape[-2])))
         if not same_for_all_queries(attn_mask):
+            runs_kernel(backend, query.device, mask_by_query)
             return feature_map_attention(
                 *(tensor.to(dtype) for tensor in (query, key, value)),
                 feature_map=feature_map,
@@ -192,9 +209,7 @@ def linear_attention(
     if enable_gqa:
         key, counted = repeat_key_heads(query, key, counted)
     if attn_mask is not None:
-        padding = ~(attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :])[
-            ..., None
-        ]
+        padding = ~keys_allowed(attn_mask)[..., None]
         key, counted = key.masked_fill(padding, 0.0), counted.masked_fill(padding, 0.0)
 
     def features(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,9 +262,9 @@ def causal_read(
     those of its own chunk one by one. Chunks are small, so what is made of one stays near the
     processor, and only one chunk's features exist at a time.
     """
-    _, first = features(query[..., :0, :], key[..., :query_offset, :])
+    no_query, first = features(query[..., :0, :], key[..., :query_offset, :])
     state = first.mT @ value[..., :query_offset, :]
-    reads = [finish(query[..., :0, :1] * value[..., :0, :].sum(-2, keepdim=True))]
+    reads = [finish(no_query @ state)]
     for start in range(0, query.shape[-2], chunk):
         own = slice(start + query_offset, start + query_offset + chunk)
         v = value[..., own, :]
@@ -296,7 +311,19 @@ def why_not_kernel(is_causal: bool, features: Callable, query: Tensor, value: Te
 
 def same_for_all_queries(attn_mask: Bool[Tensor, ...]) -> bool:
     """Whether a mask says the same in every row, so that it is a padding of the keys."""
-    return attn_mask.dim() < 2 or attn_mask.shape[-2] == 1 or attn_mask.stride(-2) == 0
+    if attn_mask.dim() < 2 or attn_mask.shape[-2] == 1:
+        return True
+    return attn_mask.shape[-2] > 0 and attn_mask.stride(-2) == 0
+
+
+def keys_allowed(attn_mask: Bool[Tensor, ...]) -> Bool[Tensor, "*#heads #M"]:
+    """The row that a mask has for every query, where it is the same for all of them."""
+    return attn_mask.reshape(-1) if attn_mask.dim() < 2 else attn_mask[..., 0, :]
+
+
+def mask_by_query() -> str:
+    """Why the kernel cannot take a mask whose rows differ."""
+    return "with an attn_mask that differs from query to query the rows share no sum"
 
 
 def summed_in(query: Tensor) -> torch.dtype:

@@ -1,5 +1,7 @@
 """LLN attention: exponential features, as widely spread as the weights of softmax."""
 
+import math
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -40,6 +42,15 @@ def dense_log_normal_attention(
     )
 
 
+def check_exponents(alpha: float, beta: float) -> None:
+    """Raise unless both are finite numbers."""
+    for name, number in (("alpha", alpha), ("beta", beta)):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise TypeError(f"{name} must be a number, got {type(number).__name__}")
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {number}")
+
+
 def log_normal_attention_step(
     state: LinearState | None,
     query: Float[Tensor, "*heads 1 D"],
@@ -51,6 +62,7 @@ def log_normal_attention_step(
     enable_gqa: bool = False,
 ) -> tuple[Float[Tensor, "*heads 1 E"], LinearState]:
     """`log_normal_attention` with is_causal for the next token: (read, new state)."""
+    check_exponents(alpha, beta)
     return linear_attention_step(
         state,
         query,
@@ -103,6 +115,7 @@ def log_normal_attention(
     stay below 40.
     Source: Nahshan et al. (2024). Derived in chapter 3.1.
     """
+    check_exponents(alpha, beta)
     return linear_attention(
         query,
         key,

@@ -248,3 +248,38 @@ def test_a_state_that_does_not_fit_is_refused():
         linear_attention_step(LinearState(state.matrix[..., :1], state.total), *token)
     with pytest.raises(ValueError, match="query must have one token, got 2"):
         linear_attention_step(state, *draw(2, 2))
+
+
+@pytest.mark.parametrize("is_causal", (False, True))
+def test_no_query_with_a_mask_gives_an_empty_read(is_causal):
+    query, key, value = draw(0, 4)
+    for mask in (torch.ones(2, 0, 4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)):
+        read = linear_attention(
+            query, key, value, attn_mask=mask.expand(1, 2, 0, 4), is_causal=is_causal
+        )
+        assert read.shape == (1, 2, 0, 3)
+
+
+def test_features_of_no_channel_read_zero():
+    query, key, value = draw(3, 3)
+    for is_causal in (False, True):
+        read = linear_attention(query[..., :0], key[..., :0], value, is_causal=is_causal)
+        assert torch.equal(read, torch.zeros_like(value))
+
+
+def test_a_mask_by_query_is_no_way_around_the_checks():
+    mask = torch.ones(3, 3, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match="backend must be one of"):
+        linear_attention(*draw(3, 3), attn_mask=mask, backend="cuda")
+    with pytest.raises(ValueError, match="backend='triton' cannot run this call"):
+        linear_attention(*draw(3, 3), attn_mask=mask, backend="triton")
+
+
+@pytest.mark.parametrize("name", ("matrix", "total"))
+def test_each_part_of_a_state_is_looked_at(name):
+    token = draw(1, 1)
+    _, state = linear_attention_step(None, *token)
+    with pytest.raises(TypeError, match=f"state.{name} must be a torch.Tensor"):
+        linear_attention_step(state._replace(**{name: None}), *token)
+    with pytest.raises(ValueError, match="state must have a matrix"):
+        linear_attention_step(state._replace(**{name: getattr(state, name).float()}), *token)
