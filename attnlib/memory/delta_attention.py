@@ -73,8 +73,15 @@ def delta_rule_attention_step(
 ) -> ReadAndState:
     """(read, new state) of both operators for the next token or tokens; pass None to begin."""
     check_attention(query, key, value)
+    dtype, sums = query.dtype, sums_of(query)
+    beta = one_a_token("beta", beta, key, 0.0, LARGEST_BETA).to(sums)
+    log_decay = one_a_token("log_decay", log_decay, key, -torch.inf, 0.0).to(sums)
+    query, key, value = (x.to(sums) for x in (query, key, value))
     query, key = normalize(query, dim=-1), normalize(key, dim=-1)
-    return delta_rule_step(state, query, key, value, beta=beta, log_decay=log_decay, scale=scale)
+    read, state = delta_rule_step(
+        state, query, key, value, beta=beta, log_decay=log_decay, scale=scale
+    )
+    return read.to(dtype), state
 
 
 def some_beta(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
@@ -176,7 +183,7 @@ def _read(query, key, value, beta, log_decay, is_causal, query_offset, scale, ch
     check_count("query_offset", query_offset)
     check_count("chunk", chunk, least=1)
     _check_widths(query, key)
-    dtype, sums = query.dtype, torch.float32 if query.element_size() < 4 else query.dtype
+    dtype, sums = query.dtype, sums_of(query)
     query, key, value = (x.to(sums) for x in (query, key, value))
     query, key = normalize(query, dim=-1), normalize(key, dim=-1)
     beta = one_a_token("beta", beta, key.to(dtype), 0.0, LARGEST_BETA).to(sums)
@@ -187,6 +194,7 @@ def _read(query, key, value, beta, log_decay, is_causal, query_offset, scale, ch
     if not is_causal:
         _, state = form(key, key, value, beta, log_decay)
         return (scale * query @ state).to(dtype)
+    query_offset = min(query_offset, key.shape[-2])  # behind the last key the state stays
     # Tokens of zeros write nothing and fade nothing: they bring queries and keys to one length.
     queries, keys = query.shape[-2], key.shape[-2]
     more = max(queries + query_offset - keys, 0)
@@ -215,6 +223,11 @@ def _form(backend: str, query: Tensor, value: Tensor, chunk: int):
         )
 
     return in_chunks
+
+
+def sums_of(query: Tensor) -> torch.dtype:
+    """The dtype of lengths and states: float32 for half precision, where 1e-12 would be zero."""
+    return torch.float32 if query.element_size() < 4 else query.dtype
 
 
 def _check_widths(query: Tensor, key: Tensor) -> None:

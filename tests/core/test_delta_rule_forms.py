@@ -204,3 +204,27 @@ def test_the_forms_want_one_query_a_key_and_a_chunk_of_at_least_one():
         delta_rule_parallel(query[..., :3, :], key, value)
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         delta_rule_chunked(query, key, value, chunk=0)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_a_step_in_half_precision_takes_keys_of_any_length(dtype):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 5, 4, generator=generator).to(dtype) for _ in range(3))
+    key[:, 1], key[:, 2] = 0.0, 3e4
+    whole = delta_rule_attention(query, key, value, beta=0.5, is_causal=True)
+    state, reads = None, []
+    for t in range(5):
+        token = (x[:, t : t + 1] for x in (query, key, value))
+        read, state = delta_rule_attention_step(state, *token, beta=0.5)
+        reads.append(read)
+    assert read.dtype == dtype and state.dtype == torch.float32
+    torch.testing.assert_close(torch.cat(reads, dim=1), whole, rtol=0, atol=1e-3)
+
+
+def test_behind_the_last_key_the_offset_costs_nothing():
+    query, key, value, *_ = draw(3)
+    key, value = key.repeat(1, 1, 2, 1), value.repeat(1, 1, 2, 1)
+    wanted = delta_rule_attention(query, key, value)
+    for offset in (5, 6, 10**12):
+        got = delta_rule_attention(query, key, value, is_causal=True, query_offset=offset)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
