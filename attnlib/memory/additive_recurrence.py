@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlib.atlas import Promises, mechanism
-from attnlib.checks import check_count, check_scale
+from attnlib.checks import check_count, check_scale, check_tensor
 from attnlib.memory.decayed_state import (
     RECURRENT,
     SELF,
@@ -157,10 +157,13 @@ def _causal(
     backend: str,
 ) -> tuple[Tensor, AdditiveState]:
     check_recurrent(query, key, value)
+    if query.shape[-2] == 0:
+        raise ValueError("query must have at least one token, got 0")
     if state is None:
         log_total, mean = None, empty_state(query, value)
     elif isinstance(state, AdditiveState):
         log_total, mean = state
+        check_tensor("state.log_total", log_total)
         check_state("state.mean", mean, query, value)
         check_state("state.log_total", log_total.unsqueeze(-1), query, value[..., :1])
     else:

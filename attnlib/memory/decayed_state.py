@@ -251,7 +251,7 @@ def why_not_kernel(query: Tensor, value: Tensor) -> str | None:
 
 def scale_of(scale: float | None, query: Tensor) -> float:
     """The scale, D ** -0.5 unless given."""
-    return query.shape[-1] ** -0.5 if scale is None else scale
+    return max(query.shape[-1], 1) ** -0.5 if scale is None else scale
 
 
 def summed(query: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -76,4 +76,8 @@ def channel_gate(logits: Float[Tensor, "*any"], slowness: float = 16.0) -> Float
 
     Source: Yang et al. (2024), section 4.4 (there tau = 16).
     """
+    if isinstance(slowness, bool) or not isinstance(slowness, int | float):
+        raise TypeError(f"slowness must be a number, got {type(slowness).__name__}")
+    if not 0 < slowness < torch.inf:
+        raise ValueError(f"slowness must be positive and finite, got {slowness}")
     return torch.nn.functional.logsigmoid(logits) / slowness

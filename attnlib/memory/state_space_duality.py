@@ -29,7 +29,9 @@ def discretized(
 
     Raises ValueError where a step or a rate is negative or not finite.
     """
-    rate = rate if isinstance(rate, Tensor) else value.new_tensor(rate)
+    check_tensor("value", value)
+    if isinstance(rate, int | float) and not isinstance(rate, bool):
+        rate = value.new_tensor(rate)
     for name, tensor in (("step", step), ("rate", rate)):
         check_tensor(name, tensor)
         if not fits(tensor.shape, value.shape[:-1]):

@@ -121,3 +121,11 @@ def test_a_wrong_state_is_refused_by_name():
 def test_no_tokens_give_an_empty_read():
     for is_causal in (False, True):
         assert additive_recurrence(*draw(0), is_causal=is_causal).shape == (2, 0, 3)
+
+
+def test_a_step_without_tokens_or_total_is_refused_by_name():
+    query, key, value = (x.detach() for x in draw(1))
+    with pytest.raises(ValueError, match="query must have at least one token"):
+        additive_recurrence_step(None, query[:, :0], key[:, :0], value[:, :0])
+    with pytest.raises(TypeError, match=r"state\.log_total must be a torch\.Tensor"):
+        additive_recurrence_step(AdditiveState(None, torch.zeros(2, 4, 3)), query, key, value)

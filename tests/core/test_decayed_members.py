@@ -247,3 +247,25 @@ def test_no_decay_at_all_is_the_sum_of_the_past():
     assert_same(
         got, torch.einsum("htd,htde->hte", query, (key[..., None] * value[..., None, :]).cumsum(1))
     )
+
+
+def test_a_slowness_that_lets_gates_grow_is_refused():
+    for slowness, kind in ((0.0, ValueError), (-1.0, ValueError), ("16", TypeError)):
+        with pytest.raises(kind, match="slowness must be"):
+            channel_gate(torch.zeros(2), slowness)
+
+
+@pytest.mark.parametrize("form", (state_space_duality_dense, state_space_duality))
+def test_the_duality_names_what_is_no_tensor_or_no_rate(form):
+    query = torch.ones(2, 3, 4)
+    with pytest.raises(TypeError, match=r"(query|value) must be a torch\.Tensor"):
+        form("x", "x", "x", step=torch.ones(1))
+    for rate in (True, "fast"):
+        with pytest.raises(TypeError, match="rate must be"):
+            form(query, query, query, step=torch.ones(1), rate=rate)
+
+
+def test_queries_without_channels_read_zero():
+    none, value = torch.ones(2, 3, 0), torch.ones(2, 3, 4)
+    for form in (decayed_attention, decayed_attention_dense):
+        assert torch.equal(form(none, none, value, log_decay=-0.1), torch.zeros_like(value))
