@@ -21,10 +21,11 @@ def pooled_agents(query: Float[Tensor, "*heads N D"], count: int) -> Float[Tenso
     length = query.shape[-2]
     if length <= count:
         return query
-    sums = torch.cat((torch.zeros_like(query[..., :1, :]), query.cumsum(-2)), dim=-2)
+    wide = query.to(torch.promote_types(query.dtype, torch.float32))  # half precision ends at 65504
+    sums = torch.cat((torch.zeros_like(wide[..., :1, :]), wide.cumsum(-2)), dim=-2)
     run = torch.arange(count, device=query.device)
     first, end = run * length // count, -((run + 1) * -length // count)
-    return (sums[..., end, :] - sums[..., first, :]) / (end - first)[:, None]
+    return ((sums[..., end, :] - sums[..., first, :]) / (end - first)[:, None]).to(query.dtype)
 
 
 def agent_features(

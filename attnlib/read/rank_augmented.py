@@ -7,6 +7,7 @@ from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.checks import check_scale
 from attnlib.read.feature_checks import check_features
 from attnlib.score.compare import dot_product
+from attnlib.weight.division import divided
 from attnlib.weight.feature_maps.elementwise import elu_plus_one
 
 
@@ -48,7 +49,7 @@ def dense_rank_augmented_attention(
         return query.new_zeros(*query.shape[:-1], value.shape[-1])
     sink, source = elu_plus_one(query), elu_plus_one(key)
     weights = sink @ source.mT * key_shares(sink, source, scale)[..., None, :]
-    return weights / weights.sum(-1, keepdim=True) @ value
+    return divided(weights, weights.sum(-1, keepdim=True)) @ value
 
 
 @mechanism(
@@ -81,6 +82,7 @@ def rank_augmented_attention(
 
     with the shares alpha of `key_shares`. Weights are positive and sum to one. The second half of
     the mechanism, a gate on the read, needs the layer's input: `attnlib.models.rank_augmented`.
+    A row whose sum vanishes reads zero: entries of query and key below about -35 in float32.
 
     Shapes and scale (of the shares) as in `attend`. Cost: time (N + M) D E.
     Raises ValueError or TypeError naming the argument that does not fit.
@@ -89,11 +91,12 @@ def rank_augmented_attention(
     check_features(query, key, value)
     check_scale(scale)
     if 0 in (query.shape[-2], key.shape[-2]):
-        return query.new_zeros(*query.shape[:-1], value.shape[-1])
+        # A sum over nothing: zeros that still belong to the graph of query, key and value.
+        return query[..., :0] @ (key[..., :0, :0].mT @ value[..., :0, :])
     dtype, half = value.dtype, value.element_size() < 4
     if half:
         query, key, value = query.float(), key.float(), value.float()
     sink, source = elu_plus_one(query), elu_plus_one(key)
     shares = key_shares(sink, source, scale)
     total = (sink * (shares[..., None] * source).sum(-2, keepdim=True)).sum(-1, keepdim=True)
-    return (sink @ key_value_buffer(source, value, shares) / total).to(dtype)
+    return divided(sink @ key_value_buffer(source, value, shares), total).to(dtype)

@@ -78,3 +78,9 @@ def test_wrong_input_names_the_argument():
         agent_attention(query, key, value, agent=agent.float())
     with pytest.raises(ValueError, match="count must be at least 1"):
         agent_attention(query, key, value, count=0)
+
+
+def test_pooling_many_queries_in_half_precision_does_not_overflow():
+    query = torch.full((1, 2000, 4), 100.0, dtype=torch.float16)
+    agents = pooled_agents(query, 5)
+    assert agents.dtype == torch.float16 and (agents == 100).all()

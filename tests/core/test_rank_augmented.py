@@ -112,3 +112,21 @@ def test_wrong_input_names_the_argument():
         RankAugmentedAttention(8, 3)
     with pytest.raises(ValueError, match="key must have the width of query"):
         rank_augmented_attention(normal(3, 4), normal(3, 5), normal(3, 4))
+
+
+def test_a_row_whose_sum_vanishes_reads_zero():
+    far = torch.full((1, 3, 4), -60.0, requires_grad=True)
+    value = torch.ones(1, 3, 2)
+    read = rank_augmented_attention(far, far, value)
+    assert (read == 0).all()
+    assert torch.equal(dense_rank_augmented_attention(far, far, value), read)
+    assert torch.autograd.grad(read.sum(), far)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("queries", "keys"), ((0, 3), (3, 0), (0, 0)))
+def test_a_read_of_nothing_still_has_gradients(queries, keys):
+    query, key, value = (normal(2, length, 4).requires_grad_() for length in (queries, keys, keys))
+    read = rank_augmented_attention(query, key, value)
+    assert torch.equal(read, torch.zeros(2, queries, 4, dtype=torch.float64))
+    for slope in torch.autograd.grad(read.sum(), (query, key, value)):
+        assert (slope == 0).all()
