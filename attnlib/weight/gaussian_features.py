@@ -24,17 +24,24 @@ def gaussian_weights(
     `offsets` and c_g one of `spreads`, one number a feature or one for all. In logarithms it is a
     softmax over time of the score -sum_g y^2 / (2 c_g^2). Each feature has weights of its own.
 
-    Cost: time T C G. Raises ValueError for parameters whose shapes do not fit.
+    Cost: time T C G. Half precision is computed in float32. Raises ValueError for parameters whose
+    shapes do not fit or that are not finite, and for a spread of zero.
     Source: Ioannides et al. (2024). Their variance divides by T - 1, ours by T, so that one time is
     enough. Derived in the companion of chapter 2.1.
     """
     _check(x, offsets, spreads)
+    result = torch.promote_types(x.dtype, offsets.dtype)
+    # In float16 epsilon would be zero, and a constant feature 0 / 0.
+    x, offsets, spreads = (
+        tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        for tensor in (x, offsets, spreads)
+    )
     deviation = x - x.mean(-2, keepdim=True)
     width = (x.var(-2, keepdim=True, correction=0) + EPSILON).sqrt()
     scores = torch.zeros_like(x)
     for offset, spread in zip(offsets, spreads, strict=True):
         scores = scores - ((deviation - offset) / width / spread) ** 2 / 2
-    return torch.softmax(scores, dim=-2)
+    return torch.softmax(scores, dim=-2).to(result)
 
 
 def merged(
@@ -47,6 +54,7 @@ def merged(
 
     Both give the same `gaussian_weights`, for every x. Ours.
     """
+    _check_parameters(offsets, spreads)
     precision = spreads**-2
     total = precision.sum(0, keepdim=True)
     return (precision * offsets).sum(0, keepdim=True) / total, total**-0.5
@@ -109,12 +117,21 @@ def _check(x: Tensor, offsets: Tensor, spreads: Tensor) -> None:
     check_tensor("x", x)
     if x.dim() < 2 or x.shape[-2] == 0:
         raise ValueError(f"x must have shape (..., T, C) with T >= 1, got {tuple(x.shape)}")
+    _check_parameters(offsets, spreads)
     for name, table in (("offsets", offsets), ("spreads", spreads)):
-        check_tensor(name, table)
-        if table.dim() != 2 or table.shape[1] not in (1, x.shape[-1]):
+        if table.shape[1] not in (1, x.shape[-1]):
             raise ValueError(
                 f"{name} must have shape (G, {x.shape[-1]}) or (G, 1), got {tuple(table.shape)}"
             )
+
+
+def _check_parameters(offsets: Tensor, spreads: Tensor) -> None:
+    for name, table in (("offsets", offsets), ("spreads", spreads)):
+        check_tensor(name, table)
+        if table.dim() != 2:
+            raise ValueError(f"{name} must have shape (G, C) or (G, 1), got {tuple(table.shape)}")
+        if not table.isfinite().all():
+            raise ValueError(f"{name} must be finite")
     if offsets.shape[0] != spreads.shape[0]:
         raise ValueError(
             f"spreads must have the {offsets.shape[0]} rows of offsets, got {spreads.shape[0]}"

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlib.atlas import Taxonomy, mechanism
+from attnlib.checks import check_tensor
 
 
 @mechanism(
@@ -29,6 +30,20 @@ def gated_by_latent(
 ) -> Float[Tensor, "batch T C"]:
     """x * sigmoid(W z + b): the channels let through as far as the latent variable says.
 
+    Raises TypeError or ValueError naming the argument that does not fit.
     Source: Chen et al. (2021) for the idea. Derived in the companion of chapter 2.1.
     """
+    tensors = {"x": x, "latent": latent, "matrix": matrix, "bias": bias}
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    if x.dim() != 3 or matrix.dim() != 2:
+        raise ValueError(
+            "x must have shape (batch, T, C) and matrix (C, R), "
+            f"got {tuple(x.shape)} and {tuple(matrix.shape)}"
+        )
+    (batch, _, channels), states = x.shape, matrix.shape[1]
+    wanted = {"latent": (batch, states), "matrix": (channels, states), "bias": (channels,)}
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensors[name].shape)}")
     return x * torch.sigmoid(latent @ matrix.T + bias)[:, None]

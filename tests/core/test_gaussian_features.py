@@ -125,3 +125,22 @@ def test_wrong_input_is_named():
         gaussian_weights(x[:, :0], offsets, spreads)
     with pytest.raises(ValueError, match="heads must divide channels 6, got 4"):
         GaussianAdaptiveAttention(6, heads=4)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_a_constant_feature_is_finite_in_half_precision(dtype):
+    x, offsets, spreads = (t.to(dtype) for t in (torch.ones(1, 5, 4), *drawn()[1:]))
+    got = gaussian_weights(x, 0 * offsets, spreads)
+    assert got.dtype == dtype and torch.allclose(got, torch.full_like(got, 0.2))
+
+
+def test_parameters_that_are_no_numbers_are_named():
+    x, offsets, spreads = drawn()
+    with pytest.raises(ValueError, match="spreads must be finite"):
+        gaussian_weights(x, offsets, spreads * math.nan)
+    with pytest.raises(ValueError, match="offsets must be finite"):
+        gaussian_weights(x, offsets + math.inf, spreads)
+    with pytest.raises(ValueError, match="spreads must have the 3 rows of offsets, got 2"):
+        merged(offsets, spreads[:2])
+    with pytest.raises(ValueError, match="spreads must not be zero"):
+        merged(offsets, 0 * spreads)

@@ -90,3 +90,16 @@ def test_wrong_sizes_are_named():
         VariationalGate(4, 8, 3, domains=0)
     with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         SqueezeGate(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    (("x", (2, 4)), ("latent", (1, 3)), ("matrix", (5, 3)), ("matrix", (3,)), ("bias", (1,))),
+)
+def test_a_gate_names_what_does_not_fit(name, shape):
+    fitting = {"x": (2, 5, 4), "latent": (2, 3), "matrix": (4, 3), "bias": (4,)}
+    tensors = {n: torch.zeros(s) for n, s in fitting.items()}
+    with pytest.raises(ValueError, match=f"{name} (must have shape|\\(C, R\\))"):
+        gated_by_latent(**{**tensors, name: torch.zeros(shape)})
+    with pytest.raises(TypeError, match=f"{name} must be a torch"):
+        gated_by_latent(**{**tensors, name: "x"})
