@@ -102,7 +102,7 @@ def efficient_attention(
     is_causal: bool = False,
     query_offset: int = 0,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""softmax over channels of Q, times (softmax over positions of K, transposed, times V).

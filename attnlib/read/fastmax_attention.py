@@ -82,7 +82,7 @@ def fastmax_attention(
     is_causal: bool = False,
     query_offset: int = 0,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""Linear attention with weights f(s) = sum over l <= order of s^l / l!, s = q^ . k^.

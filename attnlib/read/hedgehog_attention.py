@@ -108,7 +108,7 @@ def hedgehog_attention(
     attn_mask: Bool[Tensor, "*#heads #N #M"] | None = None,
     is_causal: bool = False,
     query_offset: int = 0,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""Linear attention with phi(x) = softmax of [W x, -W x], one W for queries and one for keys.

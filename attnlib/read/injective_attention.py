@@ -138,7 +138,7 @@ def injective_attention(
     query_offset: int = 0,
     scale: float | None = None,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""InLine attention with the identity as feature map, in linear time.

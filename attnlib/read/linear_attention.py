@@ -161,7 +161,7 @@ def linear_attention(
     query_offset: int = 0,
     normalize: bool = True,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""The read of `feature_map_attention` without its N x M matrix.

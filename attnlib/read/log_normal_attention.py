@@ -101,7 +101,7 @@ def log_normal_attention(
     is_causal: bool = False,
     query_offset: int = 0,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""Linear attention with phi(q) = e^{alpha q} and phi(k) = e^{beta k}, channel by channel.

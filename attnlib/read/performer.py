@@ -111,7 +111,7 @@ def performer_attention(
     is_causal: bool = False,
     query_offset: int = 0,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""Linear attention with R = `features` positive random features in orthogonal directions.

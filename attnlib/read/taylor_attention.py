@@ -86,7 +86,7 @@ def taylor_attention(
     is_causal: bool = False,
     query_offset: int = 0,
     enable_gqa: bool = False,
-    chunk: int = 64,
+    chunk: int = 128,
     backend: str = "auto",
 ) -> Float[Tensor, "*heads N E"]:
     r"""Linear attention whose weights are sum over p < terms of s^p / p!, s the scaled product.
