@@ -72,7 +72,7 @@ def _overwrites_what_it_got(state, query, key, value, log_decay):
     return _read(new, query), new
 
 
-def _keeps_half_precision(state, query, key, value, log_decay):
+def _keeps_bfloat16(state, query, key, value, log_decay):
     new = _written(state, key, value, log_decay).bfloat16().to(value.dtype)
     return _read(new, query), new
 
@@ -86,7 +86,7 @@ BUGS = {
     "it fades behind the write, so each write is one decay too old": _decay_behind_the_write,
     "all heads fade with the decay of the first": _decay_of_the_first_head,
     "it changes the state that it was given, so nobody can go back to it": _overwrites_what_it_got,
-    "it rounds its state to half precision, and small writes are lost": _keeps_half_precision,
+    "it rounds its state to bfloat16, and small writes are lost": _keeps_bfloat16,
 }
 
 
@@ -149,7 +149,7 @@ def only_reads(step):
     return torch.allclose(*_streamed(step))
 
 
-@mutant("3.2.6", "half precision")
+@mutant("3.2.6", "bfloat16")
 def loose(step):
     one, none = torch.ones(2, 1).double(), torch.zeros(2).double()
     _, state = step(None, one, one, one, none)
