@@ -2,6 +2,7 @@
 
 from attnlib.models.attention_layer import AttentionLayer, cache_numbers
 from attnlib.models.blocks import Block
+from attnlib.models.decayed_heads import GatedLinearAttention, StateSpaceDuality
 from attnlib.models.head_embeddings import AddedHeadEmbeddings, MultipliedHeadEmbeddings
 from attnlib.models.language import DecoderLM, sample
 from attnlib.models.latent import (
@@ -15,11 +16,20 @@ from attnlib.models.merged_projections import (
     SuperAttention,
 )
 from attnlib.models.multi_head import MultiHeadAttention
-from attnlib.models.operators import AdditiveAttention
+from attnlib.models.operators import WITH_PARAMETERS, AdditiveAttention
 from attnlib.models.positions import POSITIONS
 from attnlib.models.replaced import with_attention
 from attnlib.models.unequal_heads import UnequalHeadsAttention
 from attnlib.models.vision import VisionTransformer
+from attnlib.read.hedgehog_attention import HedgehogAttention
+
+WITH_PARAMETERS.update(
+    {
+        "hedgehog": HedgehogAttention,
+        "gated-linear-attention": GatedLinearAttention,
+        "state-space-duality": StateSpaceDuality,
+    }
+)
 
 __all__ = [
     "POSITIONS",
@@ -29,12 +39,15 @@ __all__ = [
     "Block",
     "DecoderLM",
     "EfficientAttention",
+    "GatedLinearAttention",
+    "HedgehogAttention",
     "LatentAttention",
     "LatentAttentionAfterRotation",
     "LatentAttentionBeforeRotation",
     "MultiHeadAttention",
     "MultipliedHeadEmbeddings",
     "OptimizedAttention",
+    "StateSpaceDuality",
     "SuperAttention",
     "UnequalHeadsAttention",
     "VisionTransformer",
