@@ -197,7 +197,8 @@ def flow_attention(
 
     Shapes as in `attend`. Cost: time (N + M) D E. Half precision is computed in float32; a causal
     hat O can grow as fast as exp(-k) for a key that follows much smaller ones, so its gradient is
-    promised to stay finite for scores up to 1e3 only.
+    promised to stay finite for scores up to 1e3 only. Where all entries of query and key lie below
+    about -45 in float32, every flow underflows, and there is nothing to divide by.
     Raises ValueError or TypeError naming the argument that does not fit.
     Source: Wu et al. (2022). The paper writes no factor M at the softmax and no N / M in the gate;
     both are in the authors' code, which also bounds hat O to [-1, 1] and adds 1e-6 to every flow.
