@@ -83,7 +83,7 @@ def scores_by_channel(
     so one matrix product does it, and no exponent can overflow. That is log2(C) levels.
     """
     size = query.shape[-2]
-    if size == 1:
+    if size <= 1:
         return query @ key.mT
     if size % 2:
         padded = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (query, key, log_decay))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attnlib.checks import check_attention, check_count, check_dtype, check_scale, check_tensor
+from attnlib.memory.decay import behind, decay_between, until
 
 LARGEST_BETA = 2.0
 SMALLEST_LOG_DECAY = -800.0
@@ -164,11 +165,9 @@ def delta_rule_step(
 
 def decays(log_decay: Float[Tensor, "*heads N"]) -> tuple[Tensor, Tensor, Tensor]:
     """What is left of the start at token t; of token s at token t >= s (else 0); at the end."""
-    total = log_decay.cumsum(-1)
-    length = total.shape[-1]
-    future = torch.ones(length, length, dtype=torch.bool, device=total.device).triu(1)
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(future, -torch.inf).exp()
-    return total.exp(), between, (total[..., -1:] - total).exp()
+    column = log_decay[..., None]
+    from_start, to_end = (part(column).exp()[..., 0] for part in (until, behind))
+    return from_start, decay_between(column), to_end
 
 
 def solved(key: Tensor, beta: Tensor, between: Tensor, right_side: Tensor) -> Tensor:

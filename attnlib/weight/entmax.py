@@ -33,7 +33,8 @@ def sparsemax(
     ranked = centered.sort(dim=-1, descending=True).values
     k = torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
     sums = ranked.cumsum(-1)
-    last = (1 + k * ranked > sums).sum(-1, keepdim=True)
+    # At least one key has weight; a row with NaN, where nothing compares, stays NaN by itself.
+    last = (1 + k * ranked > sums).sum(-1, keepdim=True).clamp(min=1)
     tau = (sums.gather(-1, last - 1) - 1) / last
     return _with_gradient((centered - tau).clamp(min=0), scores, support, 2.0)
 
@@ -56,7 +57,7 @@ def entmax15(
     mean = ranked.cumsum(-1) / k
     deviation = ranked.square().cumsum(-1) - k * mean.square()
     taus = mean - ((1 - deviation) / k).clamp(min=0).sqrt()
-    last = (taus <= ranked).sum(-1, keepdim=True)
+    last = (taus <= ranked).sum(-1, keepdim=True).clamp(min=1)
     tau = taus.gather(-1, last - 1)
     return _with_gradient((halved - tau).clamp(min=0).square(), scores, support, 1.5)
 

@@ -228,3 +228,17 @@ def test_behind_the_last_key_the_offset_costs_nothing():
     for offset in (5, 6, 10**12):
         got = delta_rule_attention(query, key, value, is_causal=True, query_offset=offset)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("strength", [-20.0, -1e4])
+def test_strong_decays_lose_no_digits_in_single_precision(strength):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 100, 8, generator=generator).double()
+    key = torch.nn.functional.normalize(key, dim=-1)
+    weak = -0.01 * torch.rand(2, 100, generator=generator).double()
+    strong = torch.rand(2, 100, generator=generator) < 0.1
+    log_decay = torch.where(strong, strength, weak)
+    exact, _ = delta_rule_recurrent(query, key, value, log_decay=log_decay)
+    for form in (delta_rule_parallel, delta_rule_chunked):
+        single, _ = form(*(x.float() for x in (query, key, value)), log_decay=log_decay.float())
+        assert (single.double() - exact).abs().max() < 2e-6 * exact.abs().max()

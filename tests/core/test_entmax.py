@@ -365,3 +365,11 @@ def test_exact_zeros_are_soft_but_zeros_that_depend_on_the_place_are_not():
 
     with pytest.raises(Broken, match="tagged soft"):
         check_positions_tag(Trial(skips_the_first_key, Promises(), positions="soft"))
+
+
+@pytest.mark.parametrize("weight", [sparsemax, entmax15])
+def test_a_row_with_a_score_that_is_no_number_spoils_no_other_row(weight):
+    scores = torch.tensor([[1.0, 2.0, 0.0], [float("nan"), 1.0, 0.0]]).double()
+    weights = weight(scores, torch.ones(2, 3, dtype=torch.bool))
+    assert torch.equal(weights[0], weight(scores[:1], torch.ones(1, 3, dtype=torch.bool))[0])
+    assert weights[1].isnan().any()
