@@ -93,7 +93,9 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize(("weight", "scores", "wanted"), BY_HAND, ids=lambda x: str(x)[:24])
+@pytest.mark.parametrize(
+    ("weight", "scores", "wanted"), BY_HAND, ids=lambda x: getattr(x, "__name__", str(x)[:24])
+)
 def test_weights_of_a_row_by_hand(weight, scores, wanted):
     got = weight(*row(*scores))[0]
     assert torch.allclose(got, torch.tensor(wanted, dtype=torch.float64), rtol=1e-13, atol=0)
