@@ -27,6 +27,12 @@ MODULES = (
     "recurrent_and_chunked_programs",
     "recurrent_and_chunked_delta",
     "recurrent_and_chunked_bugs",
+    "where_sinks_come_from",
+    "where_sinks_come_from_programs",
+    "mixtures_of_heads",
+    "mixtures_of_heads_programs",
+    "test_time_memory",
+    "test_time_memory_programs",
     "triton_in_an_hour",
     "from_loop_to_kernel",
 )

@@ -54,7 +54,7 @@ def second_cell_is_the_common_setup(page: Page, book: list[Page]) -> list[str]:
 def code_cells_are_short(page: Page, book: list[Page]) -> list[str]:
     complaints = []
     for cell in page.code:
-        lines = [line for line in cell["source"].splitlines() if line.strip()]
+        lines = cell["source"].splitlines()
         if len(lines) > 15:
             complaints.append(f"cell {cell['id']}: {len(lines)} lines, at most 15")
         complaints += [f"cell {cell['id']}: 80 or more columns: {x}" for x in lines if len(x) >= 80]

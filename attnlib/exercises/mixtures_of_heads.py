@@ -1,0 +1,1 @@
+"""The derivations of chapter 5.2, heads as experts."""

@@ -1,0 +1,1 @@
+"""The derivations of chapter 7.2, memories that learn at test time."""

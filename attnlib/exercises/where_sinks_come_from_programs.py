@@ -1,0 +1,1 @@
+"""The programs of chapter 4.1, where attention sinks come from."""

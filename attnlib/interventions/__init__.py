@@ -1,0 +1,1 @@
+"""Interventions: changes to a forward pass that are undone afterwards, whatever happens."""

@@ -1,0 +1,1 @@
+"""Mixtures whose experts are heads, branches or parts of tokens."""

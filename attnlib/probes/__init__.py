@@ -1,0 +1,1 @@
+"""Probes: what a model attends to and how large its numbers are, read without changing it."""
