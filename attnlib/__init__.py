@@ -42,6 +42,7 @@ from attnlib.read.flow_attention import flow_attention, flow_attention_step
 from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
 from attnlib.read.hybrid_heads import hybrid_heads
 from attnlib.read.injective_attention import injective_attention
+from attnlib.read.leave_one_out import all_but_one_gates
 from attnlib.read.linear_attention import (
     LinearState,
     feature_map_attention,
@@ -92,6 +93,7 @@ __all__ = [
     "additive_recurrence",
     "additive_recurrence_step",
     "agent_attention",
+    "all_but_one_gates",
     "all_mechanisms",
     "attend",
     "based_attention",
