@@ -26,6 +26,7 @@ from attnlib.memory.latent import (
     latent_attention_step,
 )
 from attnlib.memory.lightning import lightning_attention
+from attnlib.memory.miras_attention import memora_attention, moneta_attention, yaad_attention
 from attnlib.memory.retention import retention
 from attnlib.memory.short_long import short_long_convolution
 from attnlib.memory.split_decode import split_decode
@@ -131,7 +132,9 @@ __all__ = [
     "linear_attention_step",
     "log_normal_attention",
     "mechanism",
+    "memora_attention",
     "memory",
+    "moneta_attention",
     "multi_query_attention",
     "performer_attention",
     "pointer_attention",
@@ -157,4 +160,5 @@ __all__ = [
     "unequal_heads_attention",
     "uniform_attention",
     "weight",
+    "yaad_attention",
 ]
