@@ -116,7 +116,9 @@ def check_positive(trial: Trial) -> None:
 
 def check_positions_tag(trial: Trial) -> None:
     """The tag soft, hard or local is true of the weights."""
-    if trial.positions is None or not trial.promises.linear_in_values:
+    if not trial.promises.linear_in_values:
+        raise NotChecked("promises no weighted sum of the values")
+    if trial.positions is None:
         raise NotChecked("has no entry in the atlas")
     for setting in trial.causal_settings():
         weights = weights_of(trial, draw(32, 32), **setting)
