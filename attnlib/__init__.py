@@ -18,7 +18,9 @@ from attnlib.memory.delta_attention import delta_rule_attention, gated_delta_rul
 from attnlib.memory.dynamical_system import System, dynamical_system
 from attnlib.memory.fixed_cache import FixedCache
 from attnlib.memory.gated_linear import gated_linear_attention
+from attnlib.memory.hebbian import hebbian_attention
 from attnlib.memory.hgrn2 import hgrn2_attention
+from attnlib.memory.hopfield import hopfield_attention
 from attnlib.memory.latent import (
     LatentCache,
     explicit_latent_attention,
@@ -121,8 +123,10 @@ __all__ = [
     "gaussian_adaptive_attention",
     "get",
     "grouped_query_attention",
+    "hebbian_attention",
     "hedgehog_attention",
     "hgrn2_attention",
+    "hopfield_attention",
     "hybrid_heads",
     "injective_attention",
     "latent_attention",
