@@ -13,7 +13,7 @@ and says what the slope means for its parameters.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -145,6 +145,7 @@ def softmax_retention(mass: float = 1.0) -> Retention:
 # --- architecture: what the parameters are, what they answer, what a slope means for them ---
 
 
+@runtime_checkable
 class Architecture(Protocol):
     """A memory: parameters -> answer, and the gradient of its parameters from a slope."""
 
