@@ -35,6 +35,7 @@ from attnlib.memory.split_decode import split_decode
 from attnlib.memory.state_space_duality import state_space_duality
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
+from attnlib.read.attention_experts import soft_attention_experts
 from attnlib.read.based_attention import based_attention
 from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.chunked_softmax import chunked_softmax_attention
@@ -151,6 +152,7 @@ __all__ = [
     "short_long_convolution",
     "sigmoid_attention",
     "signed_attention",
+    "soft_attention_experts",
     "softmax_attention",
     "softmax_attention_step",
     "softplus_attention",
