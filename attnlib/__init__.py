@@ -33,6 +33,8 @@ from attnlib.memory.retention import retention
 from attnlib.memory.short_long import short_long_convolution
 from attnlib.memory.split_decode import split_decode
 from attnlib.memory.state_space_duality import state_space_duality
+from attnlib.memory.streaming_attention import streaming_attention, streaming_attention_step
+from attnlib.memory.streaming_cache import StreamingCache
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
 from attnlib.read.attention_experts import soft_attention_experts
@@ -62,6 +64,7 @@ from attnlib.read.shared_heads import (
     multi_query_attention,
     unequal_heads_attention,
 )
+from attnlib.read.skipped_heads import gated_heads_attention, skipped_heads_attention
 from attnlib.read.taylor_attention import taylor_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
@@ -71,7 +74,9 @@ from attnlib.weight.entmax_attention import (
     sparsemax_attention,
 )
 from attnlib.weight.gaussian_features import gaussian_adaptive_attention
+from attnlib.weight.key_bias_attention import KeyBiasAttention, key_bias_attention
 from attnlib.weight.latent_gate import gated_by_latent
+from attnlib.weight.null_logit_attention import NullLogitAttention, null_logit_attention
 from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
 from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.signed_attention import signed_attention
@@ -87,10 +92,13 @@ __version__ = "0.1.0"
 __all__ = [
     "FixedCache",
     "HedgehogAttention",
+    "KeyBiasAttention",
     "KeyValueCache",
     "LatentCache",
     "LinearState",
+    "NullLogitAttention",
     "Promises",
+    "StreamingCache",
     "System",
     "Taxonomy",
     "additive_attention",
@@ -120,6 +128,7 @@ __all__ = [
     "flow_attention_step",
     "gated_by_latent",
     "gated_delta_rule_attention",
+    "gated_heads_attention",
     "gated_linear_attention",
     "gaussian_adaptive_attention",
     "get",
@@ -130,6 +139,7 @@ __all__ = [
     "hopfield_attention",
     "hybrid_heads",
     "injective_attention",
+    "key_bias_attention",
     "latent_attention",
     "latent_attention_step",
     "lightning_attention",
@@ -141,6 +151,7 @@ __all__ = [
     "memory",
     "moneta_attention",
     "multi_query_attention",
+    "null_logit_attention",
     "performer_attention",
     "pointer_attention",
     "rank_augmented_attention",
@@ -152,6 +163,7 @@ __all__ = [
     "short_long_convolution",
     "sigmoid_attention",
     "signed_attention",
+    "skipped_heads_attention",
     "soft_attention_experts",
     "softmax_attention",
     "softmax_attention_step",
@@ -160,6 +172,8 @@ __all__ = [
     "split_decode",
     "squared_relu_attention",
     "state_space_duality",
+    "streaming_attention",
+    "streaming_attention_step",
     "support",
     "taylor_attention",
     "tree_attention",
