@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from attnlib.checks import check_count, check_tensor
-from attnlib.probes.layers import attention_of, check_place, layer_of, width_of
+from attnlib.models.operators import name_of, takes
+from attnlib.probes.layers import attention_of, check_place, layer_of, layers_of, width_of
 
 
 @contextmanager
@@ -153,3 +154,37 @@ def _kept_heads(model: nn.Module, layer: int, names: int | list[int]) -> Tensor:
     keep = torch.ones(attention.heads)
     keep[names] = 0.0
     return keep.repeat_interleave(attention.to_output.in_features // attention.heads)
+
+
+@contextmanager
+def hidden_key(model: nn.Module, place: int) -> Iterator[nn.Module]:
+    """Let no other token see the key at `place`, in any layer and head.
+
+    The token itself still sees its own key, so that a causal row is never empty. Inside the `with`
+    block every pass has the change; afterwards the model is as it was, after an error too.
+    Raises TypeError where an operator takes no attn_mask, and ValueError, at the pass, for a place
+    behind the end of the sequence.
+    """
+    check_count("place", place)
+    attentions = [attention_of(model, layer) for layer in range(len(layers_of(model)))]
+    for attention in attentions:
+        if not takes(attention.operator, "attn_mask"):
+            raise TypeError(f"operator {name_of(attention.operator)} of the model has no attn_mask")
+
+    def hide(module: nn.Module, inputs: tuple, options: dict) -> tuple[tuple, dict]:
+        length = inputs[0].shape[1]
+        check_place(place, length)
+        seen = torch.ones(length, length, dtype=torch.bool, device=inputs[0].device)
+        seen[:, place] = False
+        seen[place, place] = True
+        mask = options.get("attn_mask")
+        return inputs, {**options, "attn_mask": seen if mask is None else seen & mask}
+
+    hooks = []
+    try:
+        for attention in attentions:
+            hooks.append(attention.register_forward_pre_hook(hide, with_kwargs=True))
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
