@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attnlib.models.language import DecoderLM
 from attnlib.models.multi_head import MultiHeadAttention, rotate_all
 from attnlib.read.attention_experts import soft_attention_experts
-from attnlib.read.head_routing import check_active, top_k_gates
+from attnlib.read.head_routing import check_active, renormalized_gates
 from attnlib.read.heads import split_heads
 from attnlib.weight.softmax_attention import softmax_attention
 
@@ -89,7 +89,7 @@ class PerceptronExperts(nn.Module):
 
     .. math:: y = \sum_{e \in G} g_e(x)\, \mathrm{perceptron}_e(x)
 
-    with the gates of `top_k_gates`, which sum to one. All perceptrons are computed here and those
+    with the gates of `renormalized_gates`, which sum to one. All perceptrons are computed here and those
     not chosen are weighed by zero; a fast form would skip them.
     Shapes: (batch, N, width) -> (batch, N, width).
     Raises ValueError for more active perceptrons than there are. Source: Shazeer et al. (2017).
@@ -104,7 +104,7 @@ class PerceptronExperts(nn.Module):
 
     def gates(self, x: Float[Tensor, "batch N width"]) -> Float[Tensor, "batch N X"]:
         """The gates, zero where a perceptron is not chosen."""
-        return top_k_gates(self.router(x), self.active)
+        return renormalized_gates(self.router(x), self.active)
 
     def forward(self, x: Float[Tensor, "batch N width"]) -> Float[Tensor, "batch N width"]:
         """The mixture of the chosen perceptrons."""
