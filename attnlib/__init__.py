@@ -29,12 +29,14 @@ from attnlib.memory.latent import (
 )
 from attnlib.memory.lightning import lightning_attention
 from attnlib.memory.miras_attention import memora_attention, moneta_attention, yaad_attention
+from attnlib.memory.neural_memory_attention import linear_memory_attention, neural_memory_attention
 from attnlib.memory.retention import retention
 from attnlib.memory.short_long import short_long_convolution
 from attnlib.memory.split_decode import split_decode
 from attnlib.memory.state_space_duality import state_space_duality
 from attnlib.memory.streaming_attention import streaming_attention, streaming_attention_step
 from attnlib.memory.streaming_cache import StreamingCache
+from attnlib.memory.test_time_training import ttt_linear_attention
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
 from attnlib.read.attention_experts import soft_attention_experts
@@ -145,12 +147,14 @@ __all__ = [
     "lightning_attention",
     "linear_attention",
     "linear_attention_step",
+    "linear_memory_attention",
     "log_normal_attention",
     "mechanism",
     "memora_attention",
     "memory",
     "moneta_attention",
     "multi_query_attention",
+    "neural_memory_attention",
     "null_logit_attention",
     "performer_attention",
     "pointer_attention",
@@ -177,6 +181,7 @@ __all__ = [
     "support",
     "taylor_attention",
     "tree_attention",
+    "ttt_linear_attention",
     "unequal_heads_attention",
     "uniform_attention",
     "weight",
