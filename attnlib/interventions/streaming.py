@@ -8,6 +8,7 @@ from torch import nn
 
 from attnlib.memory.streaming_attention import streaming_attention
 from attnlib.memory.streaming_cache import check_cache_sizes
+from attnlib.models.positions import AddedPosition
 from attnlib.probes.layers import attention_of, layers_of
 from attnlib.weight.softmax_attention import softmax_attention
 
@@ -25,6 +26,12 @@ def streamed(model: nn.Module, *, sinks: int, window: int) -> Iterator[nn.Module
     """
     check_cache_sizes(sinks, window)
     attentions = [attention_of(model, layer) for layer in range(len(layers_of(model)))]
+    added = getattr(model, "position", None)
+    if isinstance(added, AddedPosition) and added.table is not None:
+        raise ValueError(
+            "position must be 'rope' or 'none' for positions in a cache, "
+            "got one that is added to the tokens"
+        )
     for layer, attention in enumerate(attentions):
         if not attention.is_causal or attention.operator is not softmax_attention:
             raise ValueError(f"model must have causal softmax attention, layer {layer} has not")
