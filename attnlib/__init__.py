@@ -42,6 +42,7 @@ from attnlib.read.agent_attention import agent_attention
 from attnlib.read.attention_experts import soft_attention_experts
 from attnlib.read.based_attention import based_attention
 from attnlib.read.bidirectional import bidirectional_attention
+from attnlib.read.branches import mixed_branches
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.efficient_attention import efficient_attention
 from attnlib.read.fastmax_attention import fastmax_attention
@@ -67,6 +68,7 @@ from attnlib.read.shared_heads import (
     unequal_heads_attention,
 )
 from attnlib.read.skipped_heads import gated_heads_attention, skipped_heads_attention
+from attnlib.read.sub_tokens import merge_tokens, split_tokens
 from attnlib.read.taylor_attention import taylor_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
@@ -152,6 +154,8 @@ __all__ = [
     "mechanism",
     "memora_attention",
     "memory",
+    "merge_tokens",
+    "mixed_branches",
     "moneta_attention",
     "multi_query_attention",
     "neural_memory_attention",
@@ -174,6 +178,7 @@ __all__ = [
     "softplus_attention",
     "sparsemax_attention",
     "split_decode",
+    "split_tokens",
     "squared_relu_attention",
     "state_space_duality",
     "streaming_attention",
