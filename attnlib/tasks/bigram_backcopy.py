@@ -36,7 +36,8 @@ class BigramBackcopy(Task):
     Token 0 is the start token, tokens 1 ... `triggers` are the triggers T, the others are plain;
     there are `symbols` of both together. A plain token is followed by a trigger with
     `trigger_chance`, the start token never, so that no trigger follows a trigger. The table P is
-    drawn once, from `table_seed`: among plain tokens the logarithms of its entries are normal.
+    drawn once, from `table_seed`: among plain tokens the logarithms of its entries are normal with
+    deviation `sharpness`, so that zero makes all plain tokens equally likely.
     Shapes: tokens and targets (batch, length), the first token being the start.
     Source: Guo et al. (2024), section 2; there P counts the letters of a text, T are its three
     most frequent letters, and the length is 256.
@@ -46,6 +47,7 @@ class BigramBackcopy(Task):
     symbols: int = 32
     triggers: int = 3
     trigger_chance: float = 0.25
+    sharpness: float = 1.0
     table_seed: int = 0
 
     def __post_init__(self):
@@ -57,6 +59,8 @@ class BigramBackcopy(Task):
             )
         if not 0 < self.trigger_chance < 1:
             raise ValueError(f"trigger_chance must lie in (0, 1), got {self.trigger_chance}")
+        if self.sharpness < 0:
+            raise ValueError(f"sharpness must be at least 0, got {self.sharpness}")
 
     @property
     def vocabulary(self) -> int:
@@ -71,7 +75,8 @@ class BigramBackcopy(Task):
         """
         first = 1 + self.triggers
         generator = torch.Generator().manual_seed(self.table_seed)
-        logits = 2 * torch.randn(self.vocabulary, self.symbols - self.triggers, generator=generator)
+        plain = self.symbols - self.triggers
+        logits = self.sharpness * torch.randn(self.vocabulary, plain, generator=generator)
         table = torch.zeros(self.vocabulary, self.vocabulary)
         table[:, first:] = torch.softmax(logits, -1)
         table[first:, first:] *= 1 - self.trigger_chance
