@@ -1,0 +1,318 @@
+"""When does a small model grow a sink, what prevents it, and what happens without it?
+
+normalizer: the first token's share of the weight under five weights, on two texts.
+emergence: its share against training, learning rate, weight decay and amount of data.
+peak: three layers with perceptrons; does the first token's residual outgrow the others?
+streaming: nats a token up to 20 times the training length, with 0, 1 and 4 kept sinks.
+class token: accuracy of a causal image model with its class token first and last.
+secondary: a vector along the first token's residual, added to another token.
+"""
+
+from functools import partial
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from attnlib.interventions.hooks import injected
+from attnlib.interventions.streaming import streamed
+from attnlib.models.causal_vision import CausalVision
+from attnlib.models.language import DecoderLM
+from attnlib.models.small_sink_models import AttentionOnlyLM
+from attnlib.probes.recording import record
+from attnlib.probes.sinks import (
+    mean_weight,
+    residual_norms,
+    row_shares,
+    sink_share,
+    times_the_others,
+    value_norms,
+)
+from attnlib.study import grid
+from attnlib.tasks.bigram_backcopy import BigramBackcopy
+from attnlib.tasks.digits import Digits
+from attnlib.tasks.grammar import Grammar, best_loss
+from attnlib.training import evaluate, train
+from attnlib.watched_training import train_watched
+from attnlib.weight.key_bias_attention import KeyBiasAttention
+from attnlib.weight.null_logit_attention import NullLogitAttention
+from attnlib.weight.rectified_attention import relu_attention
+from attnlib.weight.sigmoid_attention import sigmoid_attention
+from attnlib.weight.softmax_attention import softmax_attention
+
+TEST_SEED = 10_000
+BACKCOPY, LENGTH, STEPS = BigramBackcopy(length=32), 32, 600
+GRAMMAR = Grammar(length=64)
+WEIGHTS = {
+    "softmax": softmax_attention,
+    "null logit": NullLogitAttention,
+    "key bias": KeyBiasAttention,
+    "sigmoid": partial(sigmoid_attention, bias=0.0),
+    "relu": relu_attention,
+}
+BASE = {"learning_rate": 0.02, "weight_decay": 0.0, "sequences": None}
+CHANGES = {
+    "none": {},
+    "learning rate 0.005": {"learning_rate": 0.005},
+    "learning rate 0.001": {"learning_rate": 0.001},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "weight decay 1": {"weight_decay": 1.0},
+    "128 sequences": {"sequences": 128},
+    "1024 sequences": {"sequences": 1024},
+}
+LOOKS = 50
+SIZES = (0, 1, 2, 4, 8, 16)
+PLACE = 12
+
+CELLS = [
+    *grid(part=["normalizer"], text=["backcopy", "grammar"], weight=list(WEIGHTS)),
+    *grid(part=["emergence"], change=list(CHANGES)),
+    {"part": "peak", "optimizer": "adam", "weight": "softmax"},
+    {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
+    {"part": "peak", "optimizer": "adam", "weight": "relu"},
+    *grid(part=["streaming"], text=["backcopy", "grammar"]),
+    *grid(part=["class token"], place=["first", "last", "last, softened"]),
+    {"part": "secondary"},
+]
+SEEDS = range(3)
+
+
+def run(cell: dict, seed: int) -> dict:
+    """The numbers of one cell."""
+    parts = {
+        "normalizer": normalizer,
+        "emergence": emergence,
+        "peak": peak,
+        "streaming": streaming,
+        "class token": class_token,
+        "secondary": secondary,
+    }
+    options = {name: given for name, given in cell.items() if name != "part"}
+    return parts[cell["part"]](seed, **options)
+
+
+# ---- models and measures
+
+
+def backcopy_model(seed: int, weight: str = "softmax", layers: int = 1) -> AttentionOnlyLM:
+    """One head a layer, no perceptron, rotary positions."""
+    return AttentionOnlyLM(
+        BACKCOPY.vocabulary,
+        width=64,
+        heads=1,
+        layers=layers,
+        operator=WEIGHTS[weight],
+        position="rope",
+        seed=seed,
+    )
+
+
+def grammar_model(seed: int, weight: str = "softmax") -> DecoderLM:
+    """Two layers of four heads with perceptrons, rotary positions."""
+    return DecoderLM(
+        GRAMMAR.vocabulary,
+        width=64,
+        heads=4,
+        layers=2,
+        operator=WEIGHTS[weight],
+        position="rope",
+        seed=seed,
+    )
+
+
+def trained_on_backcopy(model, seed: int, **options):
+    """The usual training: 600 steps of AdamW at a constant rate, 32 sequences each."""
+    given = {"steps": STEPS, "learning_rate": 0.02, "warmup": 20} | options
+    return train_watched(model, BACKCOPY.batches(32, seed), seed=seed, **given)
+
+
+def backcopy_facts(model, tests) -> dict:
+    """Shares of the first token, by kind of query; sizes of its value; losses in nats.
+
+    A share is a part of what a row gives to tokens, a weight is the number itself: they differ
+    where a null or a key bias takes a part, or rows need not sum to one. Of several layers the one
+    with most (value: least) counts.
+    """
+    seen = record(model, tests.tokens)
+    shares = row_shares(seen.weights)[..., 0].mean(2)
+    weights = seen.weights[..., 0].mean(2)
+    triggers = BACKCOPY.is_trigger(tests.tokens)
+    plain = ~triggers & (torch.arange(LENGTH) > 0)
+    losses = cross_entropy(seen.logits.mT, tests.targets, reduction="none")
+    return {
+        "share": float(max(layer[plain].mean() for layer in shares)),
+        "share on triggers": float(max(layer[triggers].mean() for layer in shares)),
+        "weight": float(max(layer[plain].mean() for layer in weights)),
+        "sink": float(sink_share(row_shares(seen.weights))),
+        "row sum": float(seen.weights.sum(-1).mean(2)[:, plain].mean()),
+        "value": float(times_the_others(value_norms(seen)).mean((1, 2)).min()),
+        "residual": float(times_the_others(residual_norms(seen)).mean(1).max()),
+        "excess": float(losses.mean()) - best_loss(tests),
+        "trigger loss": float(losses[triggers].mean()),
+    }
+
+
+def grammar_facts(model, tests) -> dict:
+    """The same for the text from the grammar, where no token is a trigger."""
+    seen = record(model, tests.tokens)
+    shares = row_shares(seen.weights)
+    first = mean_weight(shares).mean(1)
+    return {
+        "share": float(first.max()),
+        "mean share": float(first.mean()),
+        "weight": float(mean_weight(seen.weights).mean(1).max()),
+        "sink": float(sink_share(shares)),
+        "row sum": float(seen.weights.sum(-1).mean()),
+        "value": float(times_the_others(value_norms(seen)).mean(1).min()),
+        "excess": float(cross_entropy(seen.logits.mT, tests.targets)) - best_loss(tests),
+    }
+
+
+# ---- the parts
+
+
+def normalizer(seed: int, text: str, weight: str) -> dict:
+    """One weight on one text; everything else is the same in all cells of a text."""
+    if text == "backcopy":
+        model = backcopy_model(seed, weight)
+        trained_on_backcopy(model, seed)
+        return backcopy_facts(model, BACKCOPY.batch(256, TEST_SEED))
+    model = grammar_model(seed, weight)
+    train(model, GRAMMAR.batches(16, seed), steps=500, seed=seed, progress=False)
+    return grammar_facts(model, GRAMMAR.batch(64, TEST_SEED))
+
+
+def emergence(seed: int, change: str) -> dict:
+    """The share of the first token and the excess loss, every 50 steps of training."""
+    options = BASE | CHANGES[change]
+    sequences = options.pop("sequences")
+    tests = BACKCOPY.batch(256, TEST_SEED)
+    batches = BACKCOPY.batches(32, seed)
+    if sequences is not None:
+        batches = repeated(BACKCOPY.batch(sequences, seed), 32, seed)
+    model = backcopy_model(seed)
+    seen = train_watched(
+        model,
+        batches,
+        steps=STEPS,
+        warmup=20,
+        every=LOOKS,
+        watch=lambda model, step: backcopy_facts(model, tests),
+        seed=seed,
+        **options,
+    )
+    return {
+        f"{name} at {step}": facts[name]
+        for step, facts in zip(seen.steps, seen.seen, strict=True)
+        for name in ("share", "share on triggers", "value", "excess")
+    }
+
+
+def repeated(batch, size: int, seed: int):
+    """Batches drawn again and again from the same few sequences."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        rows = torch.randint(len(batch.tokens), (size,), generator=generator)
+        yield type(batch)(*(column[rows] for column in batch))
+
+
+def peak(seed: int, optimizer: str, weight: str) -> dict:
+    """Three layers of one head with perceptrons and learned positions, as in the paper's task."""
+    model = DecoderLM(
+        BACKCOPY.vocabulary,
+        width=64,
+        heads=1,
+        layers=3,
+        operator=WEIGHTS[weight],
+        position="learned",
+        max_length=LENGTH,
+        seed=seed,
+    )
+    tests = BACKCOPY.batch(256, TEST_SEED)
+    at_first = backcopy_facts(model, tests)["residual"]
+    rate = {"adam": 0.01, "sgd": 0.3}[optimizer]
+    trained_on_backcopy(model, seed, optimizer=optimizer, learning_rate=rate, steps=800)
+    return backcopy_facts(model, tests) | {"residual before training": at_first}
+
+
+def streaming(seed: int, text: str) -> dict:
+    """Nats above the best possible, in the training length and up to 20 times as far."""
+    if text == "backcopy":
+        length, make = LENGTH, BigramBackcopy
+        model = backcopy_model(seed)
+        trained_on_backcopy(model, seed)
+    else:
+        length, make = GRAMMAR.length, Grammar
+        model = grammar_model(seed)
+        train(model, GRAMMAR.batches(16, seed), steps=500, seed=seed, progress=False)
+    tests = make(length=20 * length).batch(8, TEST_SEED)
+    facts = {"full": excess(model(tests.tokens), tests)}
+    for sinks in (0, 1, 4):
+        with streamed(model, sinks=sinks, window=length - sinks):
+            facts[f"{sinks} sinks"] = excess(model(tests.tokens), tests)
+    facts["recomputed"] = recomputed(model, tests, length)
+    buckets = {"inside": slice(0, length), "to 5": slice(length, 5 * length)}
+    buckets |= {"to 20": slice(5 * length, 20 * length), "last": slice(19 * length, 20 * length)}
+    return {
+        f"{name}, {bucket}": float(nats[:, part].nanmean())
+        for name, nats in facts.items()
+        for bucket, part in buckets.items()
+    }
+
+
+@torch.no_grad()
+def excess(logits, tests) -> torch.Tensor:
+    """-log p of the model minus -log p of the text itself, for each token."""
+    return cross_entropy(logits.mT, tests.targets, reduction="none") + tests.probabilities.log()
+
+
+@torch.no_grad()
+def recomputed(model, tests, length: int) -> torch.Tensor:
+    """Every eighth token, read afresh from the last `length` tokens; the others are not asked."""
+    nats = torch.full(tests.tokens.shape, torch.nan)
+    for last in range(length - 1, tests.tokens.shape[1], 8):
+        part = slice(last - length + 1, last + 1)
+        window = type(tests)(*(column[:, part] for column in tests))
+        nats[:, last] = excess(model(window.tokens), window)[:, -1]
+    return nats
+
+
+def class_token(seed: int, place: str) -> dict:
+    """Accuracy on handwritten digits; softened: share 0.5 of both directions for 100 steps."""
+    model = CausalVision(8, 2, 10, class_token=place.split(",")[0], width=32, seed=seed)
+    batches = Digits().batches(64, seed)
+    if place.endswith("softened"):
+        model.soften(0.5)
+        train(model, batches, steps=100, seed=seed, progress=False)
+        model.soften(0.0)
+        train(model, batches, steps=300, seed=seed, progress=False)
+    else:
+        train(model, batches, steps=400, seed=seed, progress=False)
+    return {"accuracy": evaluate(model, [Digits("test").all()]).accuracy}
+
+
+def secondary(seed: int) -> dict:
+    """Scores of token 12 after a vector of so many times the usual length went into it.
+
+    Four layers; the vector enters before the second and lies along the first token's residual
+    there, or in a random direction. The score is the mean weight of the later queries on token 12,
+    its lifetime the number of layers with a score above 0.3.
+    """
+    model = backcopy_model(seed, layers=4)
+    trained_on_backcopy(model, seed, learning_rate=0.01, steps=400)
+    tokens = BACKCOPY.batch(64, TEST_SEED).tokens
+    stream = record(model, tokens).layers[1].before
+    usual = float(stream[:, 1:].norm(dim=-1).mean())
+    random = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(seed))
+    facts = {}
+    for name, along in (("sink", stream[:, 0].mean(0)), ("random", random)):
+        for size in SIZES:
+            with injected(model, 1, PLACE, size * usual * along / along.norm()):
+                seen = record(model, tokens)
+            later = seen.weights[1:, :, 0, PLACE + 1 :]
+            scores, primary = later[..., PLACE].mean((1, 2)), later[..., 0].mean((1, 2))
+            for layer in range(3):
+                facts[f"{name} {size}: score in layer {layer + 2}"] = float(scores[layer])
+                facts[f"{name} {size}: primary in layer {layer + 2}"] = float(primary[layer])
+            facts[f"{name} {size}: score"] = float(scores.max())
+            facts[f"{name} {size}: lifetime"] = int((scores > 0.3).sum())
+    return facts
