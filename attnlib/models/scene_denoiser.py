@@ -54,8 +54,8 @@ class SceneDenoiser(nn.Module):
     .. math:: x_t = (1 - t)\, x_0 + t\, \epsilon, \qquad \hat x_0 = f(x_t, t, \mathrm{words})
 
     The image is cut into 64 patches of 2 x 2 pixels; positions are learnt vectors, as are those of
-    the seven words. The three words of an object know each other (`bound`). The word `my` is read as `some`:
-    only a personal branch knows what it means.
+    the seven words. The three words of an object know each other (`bound`). The word `my` is read
+    as `some`: only a personal branch knows what it means.
     Shapes: images (batch, 3, 16, 16), level (batch,), words (batch, 7) -> (batch, 3, 16, 16).
     Raises ValueError for other shapes and for tokens that are no words.
     """
