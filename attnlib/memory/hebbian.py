@@ -25,6 +25,7 @@ def hebbian_write(
     Raises ValueError or TypeError naming the argument that does not fit.
     Source: Qiao (2025), there as S = sum_i v_i k_i^T.
     """
+    check_tensor("key", key)
     check_attention(key, key, value)
     if state is None:
         state = empty_state(key, value)

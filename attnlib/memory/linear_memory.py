@@ -94,6 +94,8 @@ def linear_memory_parallel(
     """
     given = checked(query, key, value, theta, eta, alpha, mini_batch, state, scale)
     query, key, value, theta, eta, alpha, state, scale, dtype = given
+    if key.shape[-2] == 0:
+        return (value * 0).to(dtype), matrices(state)
     read, state = solved_at_once(state, query, key, value, theta, eta, alpha, mini_batch)
     check_finite(state.memory)
     return (scale * read).to(dtype), matrices(state)
