@@ -244,7 +244,7 @@ def deep(hidden: int, passes: int, seed: int) -> dict:
 # --- questions inside and beyond the window ---
 
 TASK = NearAndFarRecall(far=6, near=6, keys=24, values=8)
-WINDOW, WIDTH, HEADS, STEPS = 8, 64, 2, 400
+WINDOW, WIDTH, HEADS, STEPS = 8, 64, 2, 300
 LEARNING_RATE = 3e-3
 ALLOWED = 120_000  # parameters: what a layer does not need goes to the perceptrons
 LAYERS = {
