@@ -204,7 +204,7 @@ def hopfield_attention(
     r"""`steps` updates of a modern Hopfield network whose patterns are the keys; values are read.
 
     `beta` is D ** -0.5 unless given. With `steps` = 1 it is softmax attention; each further
-    step replaces the query by its read from the keys first. Every query walks among its own support.
+    step replaces the query by its read from the keys first. Every query walks in its own support.
     Shapes, masks and errors as in `attnlib.softmax_attention`. Cost: time N M (2 D) a step.
     Source: Ramsauer et al. (2021), section 3. Chapter 7.2.
     """

@@ -13,8 +13,8 @@ from torch.nn.functional import silu
 
 from attnlib.checks import check_count
 
-Weights = tuple[Float[Tensor, "*heads _ _"], ...]
-"""The matrices of a perceptron, the first with D rows and the last with E columns."""
+Weights = tuple[Float[Tensor, "..."], ...]
+"""The matrices of a perceptron (..., rows, columns), from D rows to E columns."""
 
 
 def start_weights(

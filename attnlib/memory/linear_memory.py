@@ -47,9 +47,9 @@ def linear_memory_recurrent(
     they are. Half precision is computed in float32, and so is its state.
     Cost: time 6 N D E in N steps; state 3 D E.
     Raises ValueError or TypeError naming the argument: shapes, rates outside their range, and
-    theta where it is unstable, theta |k|^2 > (2 - alpha)(1 + eta) (`memory_rates`; both looked at
-    for CPU tensors). That bound is exact for a key that repeats and enough for all keys where eta
-    = 0; with momentum and other keys a memory may diverge below it, which is noticed at the end.
+    theta where one token alone is unstable, theta |k|^2 > (2 - alpha)(1 + eta), or the memory has
+    diverged (both looked at for CPU tensors). The bound is exact for a key that repeats, and enough
+    for all keys where eta = 0 and `mini_batch` = 1; `memory_rates` has more.
     Source: Behrouz et al. (2025), eqs. 12 to 15, for a linear memory.
     """
     given = checked(query, key, value, theta, eta, alpha, mini_batch, state, scale)
@@ -226,7 +226,7 @@ def checked(query, key, value, theta, eta, alpha, mini_batch, state, scale):
         state = MemoryState((state.memory,), (state.momentum,), (state.anchor,), state.place)
     empty = (empty_state(key, value),)
     *given, state, dtype = prepared(query, key, value, theta, eta, alpha, empty, state, mini_batch)
-    check_stable(given[1], *given[3:], mini_batch)
+    check_stable(given[1], *given[3:])
     return *given, state, scale, dtype
 
 

@@ -59,9 +59,10 @@ def ttt_linear_recurrent(
     that broadcasts to (..., heads, N). The state is a TTTState of matrices (..., D, E), zero to
     begin. `scale` is D ** -0.5 unless given. Half precision is computed in float32.
     Cost: time 6 N D E in N steps; state 2 D E.
-    Raises ValueError or TypeError naming the argument: shapes, a negative rate, and rates with
-    which training diverges: the largest eigenvalue of sum_s rate_s k_s k_s^T over a mini-batch must
-    be at most 2 (both looked at for CPU tensors). For b unit keys in the worst case, rate <= 2 / b.
+    Raises ValueError or TypeError naming the argument: shapes, a negative rate, a rate with which
+    one token alone is unstable, rate |k|^2 > 2, and a model that has diverged (both looked at for
+    CPU tensors). Training is stable where the largest eigenvalue of sum_s rate_s k_s k_s^T over a
+    mini-batch is at most 2 (`stability_ratio`): always, for b unit keys, with rate <= 2 / b.
     Source: Sun et al. (2024), section 2, eqs. 1 to 3; mini-batches, section 2.4.
     """
     query, key, value, rate, state, scale, dtype = checked(
@@ -284,7 +285,7 @@ def checked(query, key, value, rate, mini_batch, state, scale):
     sums = arithmetic_of(query.dtype)
     rate, none, _ = (x.to(sums) for x in rates_of(rate, 0.0, 0.0, key, name="rate"))
     dtype, (query, key, value) = query.dtype, (x.to(sums) for x in (query, key, value))
-    check_stable(key, rate, none, none, mini_batch, name="rate")
+    check_stable(key, rate, none, none, name="rate")
     empty = empty_state(key, value)
     if state is None:
         return query, key, value, rate, TTTState(empty, empty, 0), scale, dtype

@@ -30,7 +30,7 @@ TITANS = {
 }
 """What the three layers have in common in the atlas."""
 
-KeysAndValues = tuple[Float[Tensor, "batch H M D"], Float[Tensor, "batch H M D"]]
+KeysAndValues = tuple[Float[Tensor, "batch H _ D"], Float[Tensor, "batch H _ D"]]
 
 
 class StreamingLayer(nn.Module):

@@ -234,11 +234,19 @@ def test_unstable_rates_are_refused_before_anything_is_learnt():
     for form in (linear_memory_recurrent, linear_memory_parallel, linear_memory_chunked):
         with pytest.raises(ValueError, match=r"theta must keep the memory stable.*1\.05 times"):
             form(query, key, value, theta=2.1)
-        with pytest.raises(ValueError, match="summed over mini-batches of 20 tokens"):
-            form(query, key[:, :1].expand_as(key), value, theta=0.11, mini_batch=20)
     linear_memory_recurrent(query, key, value, theta=2.0)
     with pytest.raises(ValueError, match="theta must keep the memory stable"):
         linear_memory_recurrent(query, 3 * key, value, theta=0.5)
+
+
+def test_tokens_of_a_mini_batch_may_be_unstable_together_and_the_memory_says_so():
+    (query, key, value), _ = drawn(20 * 600)
+    same_key = key[:, :1].expand_as(key)
+    given = {"theta": 0.4, "mini_batch": 20}
+    assert stability_ratio(same_key, **given).min() == pytest.approx(4.0)
+    for form in (linear_memory_recurrent, linear_memory_chunked):
+        with pytest.raises(ValueError, match="memory has diverged"):
+            form(query, same_key, value, **given)
 
 
 def test_wrong_input_is_named():

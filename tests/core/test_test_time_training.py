@@ -110,10 +110,18 @@ def test_training_on_equal_keys_is_stable_up_to_two_over_the_mini_batch():
     query, key, value, _ = drawn(320)
     same_key = key[:, :1].expand_as(key)
     assert largest_stable_rate(mini_batch=16) == pytest.approx(2 / 16)
-    read, _ = ttt_linear_chunked(query, same_key, value, rate=0.99 * 2 / 16, mini_batch=16)
-    assert read.abs().max() < 100
-    with pytest.raises(ValueError, match=r"rate must keep the memory stable.* 1\.04 times"):
-        ttt_linear_chunked(query, same_key, value, rate=1.04 * 2 / 16, mini_batch=16)
+
+    def largest_read(share: float) -> float:
+        read, _ = ttt_linear_chunked(query, same_key, value, rate=share * 2 / 16, mini_batch=16)
+        return read[:, -16:].abs().max().item()
+
+    assert largest_read(0.98) < 20
+    assert largest_read(1.5) > 1e5
+    long = [x.repeat(1, 40, 1) for x in (query, same_key, value)]
+    with pytest.raises(ValueError, match="memory has diverged"):
+        ttt_linear_chunked(*long, rate=2.0, mini_batch=16)
+    with pytest.raises(ValueError, match=r"rate must keep the memory stable.* 1\.05 times"):
+        ttt_linear_chunked(query, key, value, rate=2.1, mini_batch=16)
 
 
 def test_wrong_input_is_named():
