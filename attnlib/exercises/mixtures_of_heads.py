@@ -227,7 +227,7 @@ def _right(query, key, value, scores, active):
 
 
 def _skipping(query, key, value, scores, active):
-    """Each head reads for the tokens that chose it, at their own places; the division comes last."""
+    """Each head reads for the tokens that chose it, at their own places; divided in the end."""
     kept, out = scores.softmax(-1) * _chosen(scores, active), torch.zeros_like(value[0])
     for head in range(len(query)):
         places = kept[:, head].nonzero()[:, 0]
