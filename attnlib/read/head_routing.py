@@ -37,7 +37,7 @@ def top_k_gates(scores: Scores, active: int) -> Gates:
     Raises ValueError for more active heads than there are heads, or none.
     Source: the routed heads of Jin et al. (2024), "MoH", eq. 5, without the factor alpha_2.
     """
-    return scores.softmax(dim=-1) * chosen_heads(scores, active)
+    return chosen_heads(scores, active) * scores.softmax(dim=-1)
 
 
 def renormalized_gates(scores: Scores, active: int) -> Gates:

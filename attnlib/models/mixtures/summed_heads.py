@@ -82,7 +82,7 @@ class GatedHeads(nn.Module):
         check_plain(attention)
         self.attention, self.operator = attention, operator
         self.heads, self.is_causal = attention.heads, attention.is_causal
-        self.register_buffer("gate", torch.ones(self.heads))
+        self.register_buffer("gate", attention.to_query.weight.detach().new_ones(self.heads))
         self.routing: Routing | None = None  # what the last call decided
 
     def route(self, x: Float[Tensor, "batch N width"], query: Float[Tensor, "..."]) -> Routing:
