@@ -38,7 +38,9 @@ def support_behind(support: Predicate | None) -> Support | None:
     return Support(sees, f"extra_key | {getattr(support, 'name', 'support')}")
 
 
-def scores_behind(score_mod: ScoreMod | None, first: Float[Tensor, " heads"] | float | None = None):
+def scores_behind(
+    score_mod: ScoreMod | None, first: Float[Tensor, "..."] | float | None = None
+) -> ScoreMod | None:
     """A score change of the keys as one of the keys and the extra key.
 
     The extra key's own score becomes `first`, a number or one for each head; None leaves it.
