@@ -5,6 +5,7 @@ trigger the token before the trigger comes again. A head that copies is needed a
 has nothing to do anywhere else: a place to watch what an idle head does with its weight.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ class BigramBackcopy(Task):
             )
         if not 0 < self.trigger_chance < 1:
             raise ValueError(f"trigger_chance must lie in (0, 1), got {self.trigger_chance}")
+        if not 0 <= self.sharpness < math.inf:
+            raise ValueError(f"sharpness must be at least 0 and finite, got {self.sharpness}")
         if self.sharpness < 0:
             raise ValueError(f"sharpness must be at least 0, got {self.sharpness}")
 

@@ -50,6 +50,15 @@ def test_rows_of_the_table_are_chances_and_triggers_have_none():
     assert torch.allclose(table[4:, triggers].sum(-1), torch.tensor(TASK.trigger_chance))
 
 
+def test_a_table_is_flat_without_sharpness_and_spiky_with_much():
+    def largest(sharpness):
+        table = BigramBackcopy(symbols=12, sharpness=sharpness).table
+        return table[4:, 4:].max(-1).values / table[4:, 4:].sum(-1)
+
+    assert torch.allclose(largest(0.0), torch.full((9,), 1 / 9))
+    assert largest(8.0).mean() > 0.9
+
+
 def test_the_same_seed_gives_the_same_batch():
     assert torch.equal(TASK.batch(4, 3).tokens, TASK.batch(4, 3).tokens)
     assert not torch.equal(TASK.batch(4, 3).tokens, TASK.batch(4, 4).tokens)
@@ -63,6 +72,7 @@ def test_the_same_seed_gives_the_same_batch():
         ({"triggers": 1.5}, TypeError, "triggers"),
         ({"trigger_chance": 0.0}, ValueError, "trigger_chance"),
         ({"trigger_chance": 1.0}, ValueError, "trigger_chance"),
+        ({"sharpness": -1.0}, ValueError, "sharpness"),
     ],
 )
 def test_wrong_sizes_are_refused_by_name(options, kind, name):
