@@ -1,6 +1,7 @@
 """When does a small model grow a sink, what prevents it, and what happens without it?
 
 normalizer: the first token's share of the weight under five weights, on two texts.
+no start: the same without a start token, where no token has an empty value.
 emergence: its share against training, learning rate, weight decay and amount of data.
 peak: three layers with perceptrons; does the first token's residual outgrow the others?
 streaming: nats a token up to 20 times the training length, with 0, 1 and 4 kept sinks.
@@ -41,6 +42,7 @@ from attnlib.weight.softmax_attention import softmax_attention
 
 TEST_SEED = 10_000
 BACKCOPY, LENGTH, STEPS = BigramBackcopy(length=32), 32, 600
+LONGER = BigramBackcopy(length=33)
 GRAMMAR = Grammar(length=64)
 WEIGHTS = {
     "softmax": softmax_attention,
@@ -65,6 +67,7 @@ PLACE = 12
 
 CELLS = [
     *grid(part=["normalizer"], text=["backcopy", "grammar"], weight=list(WEIGHTS)),
+    *grid(part=["no start"], weight=list(WEIGHTS)),
     *grid(part=["emergence"], change=list(CHANGES)),
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
@@ -80,6 +83,7 @@ def run(cell: dict, seed: int) -> dict:
     """The numbers of one cell."""
     parts = {
         "normalizer": normalizer,
+        "no start": no_start,
         "emergence": emergence,
         "peak": peak,
         "streaming": streaming,
@@ -179,6 +183,44 @@ def normalizer(seed: int, text: str, weight: str) -> dict:
     model = grammar_model(seed, weight)
     train(model, GRAMMAR.batches(16, seed), steps=500, seed=seed, progress=False)
     return grammar_facts(model, GRAMMAR.batch(64, TEST_SEED))
+
+
+def headless(batch):
+    """A batch whose sequences begin with a letter: the start token is cut off."""
+    return type(batch)(*(column[:, 1:] for column in batch))
+
+
+def no_start(seed: int, weight: str) -> dict:
+    """The same training on the same text without its start token.
+
+    Letters are the queries that have nothing to copy, from the third token on; shares are parts of
+    what a row gives to tokens.
+    """
+    model = backcopy_model(seed, weight)
+    train_watched(
+        model,
+        map(headless, LONGER.batches(32, seed)),
+        steps=STEPS,
+        learning_rate=0.02,
+        warmup=20,
+        seed=seed,
+    )
+    tests = headless(LONGER.batch(256, TEST_SEED))
+    seen = record(model, tests.tokens)
+    triggers = BACKCOPY.is_trigger(tests.tokens)
+    letters = ~triggers & (torch.arange(LENGTH) > 1)
+    weights = seen.weights[0, :, 0]
+    shares = row_shares(weights)
+    nats = excess(seen.logits, tests)
+    return {
+        "first": float(shares[..., 0][letters].mean()),
+        "own": float(shares.diagonal(dim1=-2, dim2=-1)[letters].mean()),
+        "row sum": float(weights.sum(-1)[letters].mean()),
+        "row sum on triggers": float(weights.sum(-1)[triggers].mean()),
+        "excess": float(nats.mean()),
+        "letters": float(nats[letters].mean()),
+        "trigger loss": float(nats[triggers].mean()),
+    }
 
 
 def emergence(seed: int, change: str) -> dict:
