@@ -62,8 +62,6 @@ class BigramBackcopy(Task):
             raise ValueError(f"trigger_chance must lie in (0, 1), got {self.trigger_chance}")
         if not 0 <= self.sharpness < math.inf:
             raise ValueError(f"sharpness must be at least 0 and finite, got {self.sharpness}")
-        if self.sharpness < 0:
-            raise ValueError(f"sharpness must be at least 0, got {self.sharpness}")
 
     @property
     def vocabulary(self) -> int:

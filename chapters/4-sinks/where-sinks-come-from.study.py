@@ -2,6 +2,8 @@
 
 normalizer: the first token's share of the weight under five weights, on two texts.
 no start: the same without a start token, where no token has an empty value.
+no start: the same weights on a text without its first token, where no key is a plain constant.
+sharpness: the first token's share against how sharp the bigram table is.
 emergence: its share against training, learning rate, weight decay and amount of data.
 peak: three layers with perceptrons; does the first token's residual outgrow the others?
 streaming: nats a token up to 20 times the training length, with 0, 1 and 4 kept sinks.
@@ -41,9 +43,9 @@ from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.softmax_attention import softmax_attention
 
 TEST_SEED = 10_000
-BACKCOPY, LENGTH, STEPS = BigramBackcopy(length=32), 32, 600
-LONGER = BigramBackcopy(length=33)
-GRAMMAR = Grammar(length=64)
+LENGTH, STEPS, RATE = 32, 300, 0.01
+BACKCOPY, LONGER = BigramBackcopy(length=LENGTH), BigramBackcopy(length=LENGTH + 1)
+GRAMMAR, GRAMMAR_STEPS = Grammar(length=64), 300
 WEIGHTS = {
     "softmax": softmax_attention,
     "null logit": NullLogitAttention,
@@ -51,30 +53,33 @@ WEIGHTS = {
     "sigmoid": partial(sigmoid_attention, bias=0.0),
     "relu": relu_attention,
 }
-BASE = {"learning_rate": 0.02, "weight_decay": 0.0, "sequences": None}
+BASE = {"learning_rate": 0.005, "weight_decay": 0.0, "sequences": None}
 CHANGES = {
     "none": {},
-    "learning rate 0.005": {"learning_rate": 0.005},
+    "learning rate 0.02": {"learning_rate": 0.02},
     "learning rate 0.001": {"learning_rate": 0.001},
     "weight decay 0.1": {"weight_decay": 0.1},
     "weight decay 1": {"weight_decay": 1.0},
-    "128 sequences": {"sequences": 128},
-    "1024 sequences": {"sequences": 1024},
+    "64 sequences": {"sequences": 64},
+    "512 sequences": {"sequences": 512},
 }
-LOOKS = 50
+LOOKS = 20
 SIZES = (0, 1, 2, 4, 8, 16)
 PLACE = 12
 
 CELLS = [
-    *grid(part=["normalizer"], text=["backcopy", "grammar"], weight=list(WEIGHTS)),
+    *grid(part=["normalizer"], text=["backcopy"], weight=list(WEIGHTS)),
     *grid(part=["no start"], weight=list(WEIGHTS)),
+    {"part": "streaming", "text": "backcopy"},
+    {"part": "secondary"},
     *grid(part=["emergence"], change=list(CHANGES)),
+    *grid(part=["class token"], place=["first", "last", "last, softened"]),
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
+    *grid(part=["sharpness"], sharpness=[0.5, 2.0, 4.0]),
+    {"part": "streaming", "text": "grammar"},
+    *grid(part=["normalizer"], text=["grammar"], weight=list(WEIGHTS)),
     {"part": "peak", "optimizer": "adam", "weight": "relu"},
-    *grid(part=["streaming"], text=["backcopy", "grammar"]),
-    *grid(part=["class token"], place=["first", "last", "last, softened"]),
-    {"part": "secondary"},
 ]
 SEEDS = range(3)
 
@@ -83,6 +88,7 @@ def run(cell: dict, seed: int) -> dict:
     """The numbers of one cell."""
     parts = {
         "normalizer": normalizer,
+        "sharpness": sharpness_of_the_table,
         "no start": no_start,
         "emergence": emergence,
         "peak": peak,
@@ -123,13 +129,13 @@ def grammar_model(seed: int, weight: str = "softmax") -> DecoderLM:
     )
 
 
-def trained_on_backcopy(model, seed: int, **options):
-    """The usual training: 600 steps of AdamW at a constant rate, 32 sequences each."""
-    given = {"steps": STEPS, "learning_rate": 0.02, "warmup": 20} | options
-    return train_watched(model, BACKCOPY.batches(32, seed), seed=seed, **given)
+def trained_on_backcopy(model, seed: int, batches=None, **options):
+    """The usual training: 300 steps of AdamW at a constant rate, 32 sequences each."""
+    given = {"steps": STEPS, "learning_rate": RATE, "warmup": 20} | options
+    return train_watched(model, batches or BACKCOPY.batches(32, seed), seed=seed, **given)
 
 
-def backcopy_facts(model, tests) -> dict:
+def backcopy_facts(model, tests, task=BACKCOPY) -> dict:
     """Shares of the first token, by kind of query; sizes of its value; losses in nats.
 
     A share is a part of what a row gives to tokens, a weight is the number itself: they differ
@@ -139,7 +145,7 @@ def backcopy_facts(model, tests) -> dict:
     seen = record(model, tests.tokens)
     shares = row_shares(seen.weights)[..., 0].mean(2)
     weights = seen.weights[..., 0].mean(2)
-    triggers = BACKCOPY.is_trigger(tests.tokens)
+    triggers = task.is_trigger(tests.tokens)
     plain = ~triggers & (torch.arange(LENGTH) > 0)
     losses = cross_entropy(seen.logits.mT, tests.targets, reduction="none")
     return {
@@ -181,7 +187,7 @@ def normalizer(seed: int, text: str, weight: str) -> dict:
         trained_on_backcopy(model, seed)
         return backcopy_facts(model, BACKCOPY.batch(256, TEST_SEED))
     model = grammar_model(seed, weight)
-    train(model, GRAMMAR.batches(16, seed), steps=500, seed=seed, progress=False)
+    train(model, GRAMMAR.batches(16, seed), steps=GRAMMAR_STEPS, seed=seed, progress=False)
     return grammar_facts(model, GRAMMAR.batch(64, TEST_SEED))
 
 
@@ -197,14 +203,7 @@ def no_start(seed: int, weight: str) -> dict:
     what a row gives to tokens.
     """
     model = backcopy_model(seed, weight)
-    train_watched(
-        model,
-        map(headless, LONGER.batches(32, seed)),
-        steps=STEPS,
-        learning_rate=0.02,
-        warmup=20,
-        seed=seed,
-    )
+    trained_on_backcopy(model, seed, map(headless, LONGER.batches(32, seed)))
     tests = headless(LONGER.batch(256, TEST_SEED))
     seen = record(model, tests.tokens)
     triggers = BACKCOPY.is_trigger(tests.tokens)
@@ -223,8 +222,16 @@ def no_start(seed: int, weight: str) -> dict:
     }
 
 
+def sharpness_of_the_table(seed: int, sharpness: float) -> dict:
+    """The usual model on a flatter or sharper table; sharpness 1 is in the part `normalizer`."""
+    task = BigramBackcopy(length=LENGTH, sharpness=sharpness)
+    model = backcopy_model(seed)
+    trained_on_backcopy(model, seed, task.batches(32, seed))
+    return backcopy_facts(model, task.batch(256, TEST_SEED), task)
+
+
 def emergence(seed: int, change: str) -> dict:
-    """The share of the first token and the excess loss, every 50 steps of training."""
+    """The share of the first token and the excess loss, every 20 steps of training."""
     options = BASE | CHANGES[change]
     sequences = options.pop("sequences")
     tests = BACKCOPY.batch(256, TEST_SEED)
@@ -272,7 +279,7 @@ def peak(seed: int, optimizer: str, weight: str) -> dict:
     tests = BACKCOPY.batch(256, TEST_SEED)
     at_first = backcopy_facts(model, tests)["residual"]
     rate = {"adam": 0.01, "sgd": 0.3}[optimizer]
-    trained_on_backcopy(model, seed, optimizer=optimizer, learning_rate=rate, steps=800)
+    trained_on_backcopy(model, seed, optimizer=optimizer, learning_rate=rate, steps=500)
     return backcopy_facts(model, tests) | {"residual before training": at_first}
 
 
@@ -285,7 +292,7 @@ def streaming(seed: int, text: str) -> dict:
     else:
         length, make = GRAMMAR.length, Grammar
         model = grammar_model(seed)
-        train(model, GRAMMAR.batches(16, seed), steps=500, seed=seed, progress=False)
+        train(model, GRAMMAR.batches(16, seed), steps=GRAMMAR_STEPS, seed=seed, progress=False)
     tests = make(length=20 * length).batch(8, TEST_SEED)
     facts = {"full": excess(model(tests.tokens), tests)}
     for sinks in (0, 1, 4):
@@ -340,7 +347,7 @@ def secondary(seed: int) -> dict:
     its lifetime the number of layers with a score above 0.3.
     """
     model = backcopy_model(seed, layers=4)
-    trained_on_backcopy(model, seed, learning_rate=0.01, steps=400)
+    trained_on_backcopy(model, seed, steps=400)
     tokens = BACKCOPY.batch(64, TEST_SEED).tokens
     stream = record(model, tokens).layers[1].before
     usual = float(stream[:, 1:].norm(dim=-1).mean())

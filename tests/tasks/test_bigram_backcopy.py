@@ -56,7 +56,7 @@ def test_a_table_is_flat_without_sharpness_and_spiky_with_much():
         return table[4:, 4:].max(-1).values / table[4:, 4:].sum(-1)
 
     assert torch.allclose(largest(0.0), torch.full((9,), 1 / 9))
-    assert largest(8.0).mean() > 0.9
+    assert largest(8.0).mean() > 0.8
 
 
 def test_the_same_seed_gives_the_same_batch():
