@@ -1,7 +1,7 @@
 """Gated heads, and the same where a head reads for those queries only that chose it."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
@@ -216,7 +216,7 @@ def skipped_operations(
     return 2 * (width + value_width) * pairs
 
 
-def one_head_each(x: Float[Tensor, "*heads N D"]) -> Float[Tensor, "all_heads N D"]:
+def one_head_each(x: Shaped[Tensor, "*heads N D"]) -> Shaped[Tensor, "all_heads N D"]:
     """All leading dimensions as one."""
     return x.flatten(0, -3) if x.dim() > 2 else x.unsqueeze(0)
 

@@ -289,6 +289,7 @@ def test_the_coefficient_grows_while_too_few_gates_are_closed():
 
 def test_every_mixture_is_in_the_atlas():
     for key, made in {
+        "gated-heads": GatedHeads,
         "moa-attention-heads": MixtureOfAttentionHeads,
         "moh-mixture-of-heads": MixtureOfHeads,
         "pvchat-remoh": ReluMixtureOfHeads,
