@@ -30,6 +30,7 @@ from attnlib.memory.latent import (
 from attnlib.memory.lightning import lightning_attention
 from attnlib.memory.miras_attention import memora_attention, moneta_attention, yaad_attention
 from attnlib.memory.neural_memory_attention import linear_memory_attention, neural_memory_attention
+from attnlib.memory.reinforced_pathways import reinforced_attention
 from attnlib.memory.retention import retention
 from attnlib.memory.short_long import short_long_convolution
 from attnlib.memory.split_decode import split_decode
@@ -164,6 +165,7 @@ __all__ = [
     "pointer_attention",
     "rank_augmented_attention",
     "read",
+    "reinforced_attention",
     "relu_attention",
     "retention",
     "reweighted_softplus_attention",
