@@ -47,7 +47,7 @@ def cosine(
 @mechanism(
     key="synaptic-resonance",
     paper="synaptic-resonance",
-    chapter="7-memory/test-time-memory",
+    chapter="7-memory/test-time-memory-in-practice",
     section="pathways-in-use",
     step="memory",
     idea="beside attention a fast weight that writes every pair again when it is asked for",

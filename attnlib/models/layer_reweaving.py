@@ -17,7 +17,7 @@ from attnlib.weight.softmax_attention import softmax_attention
 @mechanism(
     key="contextual-memory-reweaving",
     paper="contextual-memory-reweaving",
-    chapter="7-memory/test-time-memory",
+    chapter="7-memory/test-time-memory-in-practice",
     section="reweaving-layers",
     step="memory",
     idea="a gated read of the states that earlier layers left for all past tokens",

@@ -65,7 +65,7 @@ class PictureReader(nn.Module):
 @mechanism(
     key="yollava-persistent-tokens",
     paper="yollava-persistent-tokens",
-    chapter="7-memory/test-time-memory",
+    chapter="7-memory/test-time-memory-in-practice",
     section="persistent-tokens",
     step="memory",
     idea="a few learnt tokens that stand for a subject; the model that reads them is frozen",
