@@ -61,6 +61,9 @@ def deep_memory_recurrent(
     rate), eta (the momentum, 0 ... 1) and alpha (the forgetting, 0 ... 1) are numbers or broadcast
     to (..., heads, N). Keys are taken as they are. With a `state` its memory goes on, and
     `weights` only say its shape. Half precision is computed in float32.
+    Forgetting shrinks every matrix, and each gradient carries the other matrices as factors: a deep
+    memory that has faded to zero answers zero for ever, where a matrix would learn again. Keep
+    alpha well below theta |h|^2, or zero.
     Cost: time 6 N times the numbers of the memory, in N steps; state three times those numbers.
     Raises ValueError or TypeError naming the argument: shapes, rates outside their range, and
     theta where the memory has diverged (looked at for CPU tensors).

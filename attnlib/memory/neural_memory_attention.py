@@ -218,7 +218,7 @@ def neural_memory_attention_step(
     weights: Weights | None = None,
     theta: Rate = 0.005,
     eta: Rate = 0.5,
-    alpha: Rate = 0.01,
+    alpha: Rate = 0.0,
     mini_batch: int = 16,
 ) -> tuple[Float[Tensor, "*heads N E"], MemoryState]:
     """(read, new state) of the operator for the next token or tokens; pass None to begin."""
@@ -263,7 +263,7 @@ def neural_memory_attention(
     weights: Weights | None = None,
     theta: Rate = 0.005,
     eta: Rate = 0.5,
-    alpha: Rate = 0.01,
+    alpha: Rate = 0.0,
     mini_batch: int = 16,
     is_causal: bool = False,
     query_offset: int = 0,
@@ -272,8 +272,9 @@ def neural_memory_attention(
 
     `weights` are its matrices before the first key; unless given, two with 32 hidden units, the
     same for every head and call, the second of them zero. All else as in `linear_memory_attention`,
-    except that every mini-batch is computed at once and there is no other chunk. The stability of
-    a deep memory has no bound in closed form: theta |h|^2 < 2 for the hidden units h is a guide,
+    except that every mini-batch is computed at once, there is no other chunk, and nothing is
+    forgotten unless alpha is given: a deep memory that has faded to zero cannot learn again. The
+    stability of a deep memory has no bound in closed form: theta |h|^2 < 2 for the hidden units h is a guide,
     and a memory that has diverged raises ValueError (CPU tensors).
     Cost: time 6 M P + 2 M C (D + 2 R + E) for C = `mini_batch` and P = R (D + E) numbers of the
     memory, memory M C; state 3 P for each head.

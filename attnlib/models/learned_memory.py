@@ -37,7 +37,8 @@ class LearnedMemory(nn.Module):
 
     so that all of a gradient that is ever added, theta / (1 - eta), is at most 1 / c: c is the
     curvature for unit keys, 1 for one matrix, else 0.36 R `mini_batch` for R hidden units. This
-    bound of the rate is ours; the paper leaves the range of its gates open.
+    bound of the rate is ours; the paper leaves the range of its gates open. With depth above 1 and
+    streams of thousands of tokens alpha must be learnt small: see `deep_memory_recurrent`.
     Shapes: tokens (batch, N, width); the state is a MemoryState whose size never changes.
     Source: Behrouz et al. (2025), section 3.1, without residuals; the gates by head, not channel.
     """

@@ -148,6 +148,22 @@ def test_a_memory_that_learns_one_pair_again_and_again_comes_to_know_it():
     assert torch.allclose(read[:, -1], value[:, 0], atol=1e-6)
 
 
+def test_a_deep_memory_that_has_faded_to_zero_cannot_learn_again_and_a_matrix_can():
+    (_, key, value), _ = drawn(1)
+    often = [x.expand(2, 400, -1) for x in (key, key, value)]
+    alpha = torch.zeros(2, 400, dtype=torch.float64)
+    alpha[:, :200] = 0.3  # half of the stream fades, the other half only learns
+    generator = torch.Generator().manual_seed(0)
+    for hidden, theta, learns in (((), 0.2, True), (16, 0.02, False)):
+        weights = start_weights(5, hidden, 3, generator=generator)
+        read, _ = deep_memory_chunked(
+            *often, weights=weights, theta=theta, alpha=alpha, mini_batch=1
+        )
+        error = (read[:, -1] - value[:, 0]).abs().max()
+        assert (error < 1e-6) == learns
+        assert learns or read[:, -1].abs().max() < 1e-12
+
+
 def test_a_memory_that_diverges_says_so():
     (query, key, value), _ = drawn(400)
     weights = weights_of(8)
