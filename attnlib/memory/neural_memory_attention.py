@@ -274,8 +274,8 @@ def neural_memory_attention(
     same for every head and call, the second of them zero. All else as in `linear_memory_attention`,
     except that every mini-batch is computed at once, there is no other chunk, and nothing is
     forgotten unless alpha is given: a deep memory that has faded to zero cannot learn again. The
-    stability of a deep memory has no bound in closed form: theta |h|^2 < 2 for the hidden units h is a guide,
-    and a memory that has diverged raises ValueError (CPU tensors).
+    stability of a deep memory has no bound in closed form: theta |h|^2 < 2 for the hidden units h
+    is a guide, and a memory that has diverged raises ValueError (CPU tensors).
     Cost: time 6 M P + 2 M C (D + 2 R + E) for C = `mini_batch` and P = R (D + E) numbers of the
     memory, memory M C; state 3 P for each head.
     Source: Behrouz et al. (2025), section 3; there with residuals and convolutions. Chapter 7.2.
