@@ -92,7 +92,7 @@ class ConvertedHeads(GatedHeads):
 
     Shapes as in `GatedHeads`. It takes over the projections of `attention`, which are tuned further
     with the model. Raises ValueError where `shared` + `active` is more than the number of heads.
-    Source: Jin et al. (2024), "MoH", section 4.4 (LLaMA3-8B). Derived in chapter 5.2.
+    Source: Jin et al. (2024), "MoH", the conversion of LLaMA3-8B. Derived in chapter 5.2.
     """
 
     def __init__(
