@@ -67,13 +67,13 @@ PLACE = 12
 CELLS = [
     *grid(part=["normalizer"], text=["backcopy"], weight=list(WEIGHTS)),
     *grid(part=["no start"], weight=list(WEIGHTS)),
+    *grid(part=["sharpness"], sharpness=[0.5, 2.0, 4.0]),
     {"part": "streaming", "text": "backcopy"},
     {"part": "secondary"},
     *grid(part=["emergence"], change=list(CHANGES)),
     *grid(part=["class token"], place=["first", "last", "last, softened"]),
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
-    *grid(part=["sharpness"], sharpness=[0.5, 3.0]),
     {"part": "streaming", "text": "grammar"},
     *grid(part=["normalizer"], text=["grammar"], weight=["softmax", "null logit", "sigmoid"]),
 ]
