@@ -133,11 +133,12 @@ def test_the_draw_is_off_again_after_an_error():
     assert not any(layer.sampled for layer in mixtures_of(model))
 
 
-def test_each_step_moves_its_own_block_only(monkeypatch):
-    model, seen = language_model(), []
+def test_each_step_moves_its_own_block_only():
+    model, seen, drawn = language_model(), [], []
     names = dict(model.named_parameters())
 
     def objective(model, batch):
+        drawn.append(model.blocks[0].attention.sampled)
         seen.append({name: value.detach().clone() for name, value in names.items()})
         logits = model(batch.tokens)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()), 0
@@ -147,6 +148,7 @@ def test_each_step_moves_its_own_block_only(monkeypatch):
         model, task.batches(4, 0), steps=7, gate_every=3, warmup=1, objective=objective
     )
     assert len(history.gate) == 2 and len(history.expert) == 5
+    assert drawn == [True, True, False, True, True, False, True]
     for step in range(6):
         for name in names:
             moved = not torch.equal(seen[step][name], seen[step + 1][name])
