@@ -89,7 +89,7 @@ class PerceptronExperts(nn.Module):
 
     .. math:: y = \sum_{e \in G} g_e(x)\, \mathrm{perceptron}_e(x)
 
-    with the gates of `renormalized_gates`, which sum to one. All perceptrons are computed here and those
+    with `renormalized_gates`, which sum to one. All perceptrons are computed here and those
     not chosen are weighed by zero; a fast form would skip them.
     Shapes: (batch, N, width) -> (batch, N, width).
     Raises ValueError for more active perceptrons than there are. Source: Shazeer et al. (2017).
