@@ -69,7 +69,7 @@ CELLS = [
     *grid(part=["no start"], weight=list(WEIGHTS)),
     *grid(part=["sharpness"], sharpness=[0.5, 2.0, 4.0]),
     {"part": "streaming", "text": "backcopy"},
-    {"part": "secondary"},
+    *grid(part=["secondary"], layers=[1, 2]),
     *grid(part=["emergence"], change=list(CHANGES)),
     *grid(part=["class token"], place=["first", "last", "last, softened"]),
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
@@ -99,12 +99,14 @@ def run(cell: dict, seed: int) -> dict:
 # ---- models and measures
 
 
-def backcopy_model(seed: int, weight: str = "softmax", layers: int = 1) -> AttentionOnlyLM:
-    """One head a layer, no perceptron, rotary positions."""
+def backcopy_model(
+    seed: int, weight: str = "softmax", layers: int = 1, heads: int = 1
+) -> AttentionOnlyLM:
+    """No perceptron, rotary positions; one layer of one head unless more are asked for."""
     return AttentionOnlyLM(
         BACKCOPY.vocabulary,
         width=64,
-        heads=1,
+        heads=heads,
         layers=layers,
         operator=WEIGHTS[weight],
         position="rope",
@@ -335,29 +337,32 @@ def class_token(seed: int, place: str) -> dict:
     return {"accuracy": evaluate(model, [Digits("test").all()]).accuracy}
 
 
-def secondary(seed: int) -> dict:
+def secondary(seed: int, layers: int) -> dict:
     """Scores of token 12 after a vector of so many times the usual length went into it.
 
-    Four layers; the vector enters before the second and lies along the first token's residual
-    there, or in a random direction. The score is the mean weight of the later queries on token 12,
-    its lifetime the number of layers with a score above 0.3.
+    One layer of one head, or two layers of two. The vector enters before a layer and lies along the
+    first token's residual there, or in a random direction. The score in a layer is the mean weight
+    of the later queries on token 12, in the head that has most; the lifetime is the number of
+    layers with a score above 0.1, twice the share of a uniform row.
     """
-    model = backcopy_model(seed, layers=4)
-    trained_on_backcopy(model, seed, steps=400)
+    model = backcopy_model(seed, layers=layers, heads=layers)
+    trained_on_backcopy(model, seed)
     tokens = BACKCOPY.batch(64, TEST_SEED).tokens
-    stream = record(model, tokens).layers[1].before
-    usual = float(stream[:, 1:].norm(dim=-1).mean())
-    random = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(seed))
+    plain = record(model, tokens)
+    random = torch.randn(64, generator=torch.Generator().manual_seed(seed))
     facts = {}
-    for name, along in (("sink", stream[:, 0].mean(0)), ("random", random)):
-        for size in SIZES:
-            with injected(model, 1, PLACE, size * usual * along / along.norm()):
-                seen = record(model, tokens)
-            later = seen.weights[1:, :, 0, PLACE + 1 :]
-            scores, primary = later[..., PLACE].mean((1, 2)), later[..., 0].mean((1, 2))
-            for layer in range(3):
-                facts[f"{name} {size}: score in layer {layer + 2}"] = float(scores[layer])
-                facts[f"{name} {size}: primary in layer {layer + 2}"] = float(primary[layer])
-            facts[f"{name} {size}: score"] = float(scores.max())
-            facts[f"{name} {size}: lifetime"] = int((scores > 0.3).sum())
+    for entry in range(layers):
+        stream = plain.layers[entry].before
+        usual = float(stream[:, 1:].norm(dim=-1).mean())
+        for name, along in (("sink", stream[:, 0].mean(0)), ("random", random)):
+            for size in SIZES:
+                with injected(model, entry, PLACE, size * usual * along / along.norm()):
+                    seen = record(model, tokens)
+                later = seen.weights[entry:, :, :, PLACE + 1 :].mean((1, 3))
+                scores, primary = later[..., PLACE], later[..., 0]
+                cell = f"{name} {size} before {entry}"
+                for layer, (score, first) in enumerate(zip(scores, primary, strict=True), entry):
+                    facts[f"{cell}: score in layer {layer}"] = float(score.max())
+                    facts[f"{cell}: primary in layer {layer}"] = float(first[score.argmax()])
+                facts[f"{cell}: lifetime"] = int((scores.amax(-1) > 0.1).sum())
     return facts
