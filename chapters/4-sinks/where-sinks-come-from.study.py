@@ -42,7 +42,7 @@ from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.softmax_attention import softmax_attention
 
 TEST_SEED = 10_000
-LENGTH, STEPS, RATE = 32, 300, 0.01
+LENGTH, STEPS, LONG, RATE = 32, 300, 900, 0.01
 BACKCOPY, LONGER = BigramBackcopy(length=LENGTH), BigramBackcopy(length=LENGTH + 1)
 GRAMMAR, GRAMMAR_STEPS = Grammar(length=64), 300
 WEIGHTS = {
@@ -52,13 +52,14 @@ WEIGHTS = {
     "sigmoid": partial(sigmoid_attention, bias=0.0),
     "relu": relu_attention,
 }
-BASE = {"learning_rate": 0.005, "weight_decay": 0.0, "sequences": None}
+BASE = {"learning_rate": 0.005, "weight_decay": 0.0, "sequences": None, "steps": STEPS}
 CHANGES = {
     "none": {},
     "learning rate 0.02": {"learning_rate": 0.02},
     "learning rate 0.001": {"learning_rate": 0.001},
     "weight decay 1": {"weight_decay": 1.0},
     "64 sequences": {"sequences": 64},
+    "900 steps": {"steps": LONG},
 }
 LOOKS = 20
 SIZES = (0, 1, 2, 4, 8, 16)
@@ -76,6 +77,7 @@ CELLS = [
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
     {"part": "streaming", "text": "grammar"},
     *grid(part=["normalizer"], text=["grammar"], weight=["softmax", "null logit", "sigmoid"]),
+    *grid(part=["normalizer"], text=["backcopy, 900 steps"], weight=list(WEIGHTS)),
 ]
 SEEDS = range(3)
 
@@ -180,9 +182,9 @@ def grammar_facts(model, tests) -> dict:
 
 def normalizer(seed: int, text: str, weight: str) -> dict:
     """One weight on one text; everything else is the same in all cells of a text."""
-    if text == "backcopy":
+    if text.startswith("backcopy"):
         model = backcopy_model(seed, weight)
-        trained_on_backcopy(model, seed)
+        trained_on_backcopy(model, seed, steps=LONG if text.endswith("900 steps") else STEPS)
         return backcopy_facts(model, BACKCOPY.batch(256, TEST_SEED))
     model = grammar_model(seed, weight)
     train(model, GRAMMAR.batches(16, seed), steps=GRAMMAR_STEPS, seed=seed, progress=False)
@@ -229,7 +231,7 @@ def sharpness_of_the_table(seed: int, sharpness: float) -> dict:
 
 
 def emergence(seed: int, change: str) -> dict:
-    """The share of the first token and the excess loss, every 20 steps of training."""
+    """The share of the first token and the excess loss, at 15 moments of training."""
     options = BASE | CHANGES[change]
     sequences = options.pop("sequences")
     tests = BACKCOPY.batch(256, TEST_SEED)
@@ -240,9 +242,8 @@ def emergence(seed: int, change: str) -> dict:
     seen = train_watched(
         model,
         batches,
-        steps=STEPS,
         warmup=20,
-        every=LOOKS,
+        every=LOOKS * options["steps"] // STEPS,
         watch=lambda model, step: backcopy_facts(model, tests),
         seed=seed,
         **options,
