@@ -1,7 +1,7 @@
 """What a read of earlier layers adds to a window; how many learnt tokens stand for a subject."""
 
 import itertools
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ def numbers_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@lru_cache(maxsize=1)
+@cache
 def picture_reader(seed: int) -> PictureReader:
     """A reader that was trained on descriptions of three words, for any thing."""
     model = PictureReader(PictureQuestionTask(), seed=seed)
