@@ -76,8 +76,12 @@ CELLS = [
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
     {"part": "streaming", "text": "grammar"},
-    *grid(part=["normalizer"], text=["grammar"], weight=["softmax", "null logit", "sigmoid"]),
-    *grid(part=["normalizer"], text=["backcopy, 900 steps"], weight=list(WEIGHTS)),
+    *grid(part=["normalizer"], text=["grammar"], weight=["softmax", "sigmoid"]),
+    *grid(
+        part=["normalizer"],
+        text=["backcopy, 900 steps"],
+        weight=["softmax", "null logit", "key bias"],
+    ),
 ]
 SEEDS = range(3)
 
