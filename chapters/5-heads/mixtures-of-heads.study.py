@@ -65,6 +65,12 @@ CELLS = [
     # ReLU gates under a fixed penalty, without and with enhancement, and under a steered one.
     *grid(experiment=["relu"], coefficient=[0.0, 1.0], enhancement=[0.0, 0.5]),
     *grid(experiment=["relu"], target=[0.25, 0.75], enhancement=[0.5]),
+    # Is 200 steps too short? Chosen after the cells above were seen, before any of these was run:
+    # the ends of "share" and of "experts" once more with three times the steps.
+    *grid(experiment=["share"], form=["all"], active=[8], steps=[600]),
+    *grid(experiment=["share"], form=["fewer", "moh", "random"], active=[2], steps=[600]),
+    *grid(experiment=["share"], form=["moh"], active=[6], steps=[600]),
+    *grid(experiment=["experts"], experts=[2, 8, 32], text=["grammar"], steps=[600]),
     # The other mixtures of the chapter.
     *grid(
         experiment=["leave one out"],
@@ -98,15 +104,15 @@ def run(cell: dict, seed: int) -> dict:
     return runs[experiment](**cell, seed=seed)
 
 
-def share(*, form: str, active: int, seed: int) -> dict:
+def share(*, form: str, active: int, seed: int, steps: int | None = None) -> dict:
     """A model whose tokens read with `active` of 8 heads, in one of seven forms."""
     objective = classification
     if form in ("all", "pruned"):
-        model = copy.deepcopy(all_heads(seed))
+        model = copy.deepcopy(all_heads(seed, steps))
         if form == "pruned":
             prune(model, active, seed)
     elif form == "fewer":
-        model = trained(lambda: plain().keep_heads(range(active)), seed=seed)
+        model = trained(lambda: plain().keep_heads(range(active)), seed=seed, steps=steps)
     else:
         if form == "moa":
             make, objective = partial(attention_experts, HEADS, active), balanced(z=0.001)
@@ -116,7 +122,8 @@ def share(*, form: str, active: int, seed: int) -> dict:
             objective = SteeredSparsity(1 - (active - SHARED[active]) / routed)
         else:
             make, objective = partial(mixture, active), balanced()
-        model = trained(make, objective=objective, seed=seed, frozen_router=form == "random")
+        frozen = form == "random"
+        model = trained(make, objective=objective, seed=seed, frozen_router=frozen, steps=steps)
     return measured(model) | {"parameters": attention_parameters(model, form, active)}
 
 
@@ -132,11 +139,10 @@ def balance(*, form: str, weight: float, seed: int) -> dict:
     return measured(model) | {"in_use_start": in_use}
 
 
-def experts(*, experts: int, text: str, seed: int) -> dict:
+def experts(*, experts: int, text: str, seed: int, steps: int | None = None) -> dict:
     """MoA: two of so many heads for each token."""
-    model = trained(
-        lambda: attention_experts(experts, 2), objective=balanced(z=0.001), seed=seed, text=text
-    )
+    make, objective = partial(attention_experts, experts, 2), balanced(z=0.001)
+    model = trained(make, objective=objective, seed=seed, text=text, steps=steps)
     parameters = sum(p.numel() for p in model.blocks[0].attention.parameters())
     return measured(model, text) | {"parameters": parameters}
 
@@ -205,30 +211,37 @@ def untrained(make, seed: int, text: str = "grammar") -> DecoderLM:
 
 
 def trained(
-    make, *, seed: int, objective=classification, text: str = "grammar", frozen_router: bool = False
+    make,
+    *,
+    seed: int,
+    objective=classification,
+    text: str = "grammar",
+    frozen_router: bool = False,
+    steps: int | None = None,
 ) -> DecoderLM:
-    """A model after `STEPS` steps."""
+    """A model after `STEPS` steps, unless told otherwise."""
+    steps = STEPS if steps is None else steps
     model = untrained(make, seed, text)
     if frozen_router:
         for block in model.blocks:
             for part in ("to_shared", "to_routed", "to_way"):
                 getattr(block.attention, part).requires_grad_(False)
-    batches = training_batches(text, seed)
-    train(model, batches, steps=STEPS, objective=objective, seed=seed, progress=False)
+    batches = training_batches(text, seed, steps)
+    train(model, batches, steps=steps, objective=objective, seed=seed, progress=False)
     return model
 
 
 @cache
-def all_heads(seed: int) -> DecoderLM:
+def all_heads(seed: int, steps: int | None = None) -> DecoderLM:
     """Multi-head attention with all 8 heads, trained once a seed."""
-    return trained(plain, seed=seed)
+    return trained(plain, seed=seed, steps=steps)
 
 
 @lru_cache(maxsize=8)
-def training_batches(text: str, seed: int) -> list:
+def training_batches(text: str, seed: int, steps: int) -> list:
     """The windows that all models of a seed are trained on."""
     batches = TEXTS[text].batches(BATCH, seed)
-    return [next(batches) for _ in range(STEPS)]
+    return [next(batches) for _ in range(steps)]
 
 
 @cache

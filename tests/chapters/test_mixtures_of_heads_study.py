@@ -82,8 +82,8 @@ def test_dead_heads_and_zeros_are_counted_over_the_routed_heads():
 
 
 def test_all_models_of_a_seed_see_the_same_windows_and_tests_are_others():
-    batches = STUDY.training_batches("grammar", 1)
-    assert batches is STUDY.training_batches("grammar", 1)
+    batches = STUDY.training_batches("grammar", 1, 2)
+    assert batches is STUDY.training_batches("grammar", 1, 2)
     fresh = next(STUDY.TEXTS["grammar"].batches(STUDY.BATCH, 1))
     assert torch.equal(batches[0].tokens, fresh.tokens)
     model = STUDY.untrained(STUDY.plain, 0)
