@@ -49,6 +49,13 @@ from attnlib.read.efficient_attention import efficient_attention
 from attnlib.read.fastmax_attention import fastmax_attention
 from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
+from attnlib.read.head_routing import (
+    level_two_way_gates,
+    relu_gates,
+    renormalized_gates,
+    top_k_gates,
+    two_way_gates,
+)
 from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
 from attnlib.read.hybrid_heads import hybrid_heads
 from attnlib.read.injective_attention import injective_attention
@@ -147,6 +154,7 @@ __all__ = [
     "key_bias_attention",
     "latent_attention",
     "latent_attention_step",
+    "level_two_way_gates",
     "lightning_attention",
     "linear_attention",
     "linear_attention_step",
@@ -167,6 +175,8 @@ __all__ = [
     "read",
     "reinforced_attention",
     "relu_attention",
+    "relu_gates",
+    "renormalized_gates",
     "retention",
     "reweighted_softplus_attention",
     "score",
@@ -187,8 +197,10 @@ __all__ = [
     "streaming_attention_step",
     "support",
     "taylor_attention",
+    "top_k_gates",
     "tree_attention",
     "ttt_linear_attention",
+    "two_way_gates",
     "unequal_heads_attention",
     "uniform_attention",
     "weight",

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count, check_tensor
 
 Scores = Float[Tensor, "*tokens heads"]
@@ -40,6 +41,20 @@ def top_k_gates(scores: Scores, active: int) -> Gates:
     return chosen_heads(scores, active) * scores.softmax(dim=-1)
 
 
+@mechanism(
+    key="moa-attention-heads",
+    paper="moa-attention-heads",
+    chapter="5-heads/mixtures-of-heads",
+    section="heads-as-experts",
+    step="read",
+    idea="each token picks a few of many query heads, which share one key and one value",
+    equation=r"\sum_{h \in \mathrm{top}_k} g_h\, W^O_h\, \mathrm{softmax}(W^Q_h x\, K^\top)\, V",
+    cost="time k N M (D + E) whatever the number of heads, and N heads width for the router",
+    promises=None,
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="multi-head"
+    ),
+)
 def renormalized_gates(scores: Scores, active: int) -> Gates:
     r"""`top_k_gates` divided by their sum, through which no gradient goes.
 
@@ -77,6 +92,21 @@ def two_way_gates(
     return torch.cat((way[..., :1] * always, way[..., 1:] * chosen), dim=-1)
 
 
+@mechanism(
+    key="moh-mixture-of-heads",
+    paper="moh-mixture-of-heads",
+    chapter="5-heads/mixtures-of-heads",
+    section="shared-and-routed",
+    step="read",
+    idea="some heads are always on, each token picks a few of the others, two coefficients weigh "
+    "the two kinds",
+    equation=r"\sum_h g_h\, W^O_h\, o_h, g = [\alpha_1 \mathrm{softmax}; \alpha_2 \mathrm{top}_k]",
+    cost="time a N M (D + E) for a share a of heads that are on",
+    promises=None,
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="multi-head"
+    ),
+)
 def level_two_way_gates(
     shared_scores: Float[Tensor, "*tokens shared"],
     routed_scores: Float[Tensor, "*tokens routed"],
@@ -100,6 +130,20 @@ def level_two_way_gates(
     return torch.cat((way[..., :1] * always, way[..., 1:] * chosen), dim=-1)
 
 
+@mechanism(
+    key="pvchat-remoh",
+    paper="pvchat-remoh",
+    chapter="5-heads/mixtures-of-heads",
+    section="relu-routing",
+    step="read",
+    idea="a ReLU of the scores opens heads; a penalty on the gates steers how many",
+    equation=r"\sum_h g_h(x)\, W^O_h\, o_h, \quad g = [\alpha_1; \alpha_2\, \mathrm{relu}(W_r x)]",
+    cost="time a N M (D + E) for a share a of heads that are on",
+    promises=None,
+    taxonomy=Taxonomy(
+        sequences="self", levels="single", positions="soft", representations="multi-head"
+    ),
+)
 def relu_gates(scores: Scores) -> Gates:
     """relu(scores): a continuous function of the scores; a head that opens begins at zero.
 

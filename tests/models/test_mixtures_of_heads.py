@@ -33,7 +33,12 @@ from attnlib.models.mixtures.summed_heads import (
     routings,
     with_gated_heads,
 )
-from attnlib.read.head_routing import load
+from attnlib.read.head_routing import (
+    level_two_way_gates,
+    load,
+    relu_gates,
+    renormalized_gates,
+)
 from attnlib.tasks import Copy
 from attnlib.tasks.grammar import WORDS, encode
 from attnlib.tasks.word_classes import CLASSES, word_classes
@@ -287,12 +292,11 @@ def test_the_coefficient_grows_while_too_few_gates_are_closed():
     assert float(sparsity_penalty(scores, 0.5)) == 0.5
 
 
-def test_every_mixture_is_in_the_atlas():
+def test_every_mixture_is_in_the_atlas_by_its_gates():
     for key, made in {
-        "gated-heads": GatedHeads,
-        "moa-attention-heads": MixtureOfAttentionHeads,
-        "moh-mixture-of-heads": MixtureOfHeads,
-        "pvchat-remoh": ReluMixtureOfHeads,
+        "moa-attention-heads": renormalized_gates,
+        "moh-mixture-of-heads": level_two_way_gates,
+        "pvchat-remoh": relu_gates,
         "skipped-heads": skipped_heads_attention,
     }.items():
         assert atlas.get(key).function is made

@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count
 from attnlib.choices import check_choice
 from attnlib.models.attention_layer import check_pairs, projection, rotated
@@ -14,20 +13,6 @@ from attnlib.read.head_routing import check_active, renormalized_gates
 from attnlib.weight.softmax_attention import softmax_attention
 
 
-@mechanism(
-    key="moa-attention-heads",
-    paper="moa-attention-heads",
-    chapter="5-heads/mixtures-of-heads",
-    section="heads-as-experts",
-    step="read",
-    idea="each token picks a few of many query heads, which share one key and one value",
-    equation=r"\sum_{h \in \mathrm{top}_k} g_h\, W^O_h\, \mathrm{softmax}(W^Q_h x\, K^\top)\, V",
-    cost="time k N M (D + E) whatever the number of heads, and N heads width for the router",
-    promises=None,
-    taxonomy=Taxonomy(
-        sequences="self", levels="single", positions="soft", representations="multi-head"
-    ),
-)
 class MixtureOfAttentionHeads(nn.Module):
     r"""A layer of `experts` heads, each with its own way in and out, `active` of them a token.
 

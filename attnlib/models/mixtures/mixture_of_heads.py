@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count
 from attnlib.models.mixtures.summed_heads import GatedHeads, Routing
 from attnlib.models.multi_head import MultiHeadAttention
@@ -18,21 +17,6 @@ ROUTER_SCALE = 0.02
 """Standard deviation of a router's first parameters: it begins almost without an opinion."""
 
 
-@mechanism(
-    key="moh-mixture-of-heads",
-    paper="moh-mixture-of-heads",
-    chapter="5-heads/mixtures-of-heads",
-    section="shared-and-routed",
-    step="read",
-    idea="some heads are always on, each token picks a few of the others, two coefficients weigh "
-    "the two kinds",
-    equation=r"\sum_h g_h\, W^O_h\, o_h, g = [\alpha_1 \mathrm{softmax}; \alpha_2 \mathrm{top}_k]",
-    cost="time a N M (D + E) for a share a of heads that are on",
-    promises=None,
-    taxonomy=Taxonomy(
-        sequences="self", levels="single", positions="soft", representations="multi-head"
-    ),
-)
 class MixtureOfHeads(GatedHeads):
     r"""Multi-head attention in which each token takes all shared heads and picks `active` others.
 

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count, check_tensor
 from attnlib.models.attention_layer import projection
 from attnlib.models.mixtures.mixture_of_heads import router
@@ -20,20 +19,6 @@ SHARPNESS = 10.0
 """How steeply the soft count of open gates rises at zero."""
 
 
-@mechanism(
-    key="pvchat-remoh",
-    paper="pvchat-remoh",
-    chapter="5-heads/mixtures-of-heads",
-    section="relu-routing",
-    step="read",
-    idea="a ReLU of the scores opens heads; a penalty on the gates steers how many",
-    equation=r"\sum_h g_h(x)\, W^O_h\, o_h, \quad g = [\alpha_1; \alpha_2\, \mathrm{relu}(W_r x)]",
-    cost="time a N M (D + E) for a share a of heads that are on",
-    promises=None,
-    taxonomy=Taxonomy(
-        sequences="self", levels="single", positions="soft", representations="multi-head"
-    ),
-)
 class ReluMixtureOfHeads(GatedHeads):
     r"""Multi-head attention with shared heads, and heads that relu(W_r x) opens.
 

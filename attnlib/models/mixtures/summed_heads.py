@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.models.attention_layer import rotated
 from attnlib.models.multi_head import MultiHeadAttention, read_weights
 from attnlib.read.head_routing import check_head_names
@@ -56,19 +55,6 @@ def mix_heads(
     return torch.einsum("bhnw,bnh->bnw", outputs, gates)
 
 
-@mechanism(
-    key="gated-heads",
-    chapter="5-heads/mixtures-of-heads",
-    section="all-gates-at-one",
-    step="read",
-    idea="multi-head attention is a sum over heads, and every head has a gate",
-    equation=r"\sum_h g_h\, W^O_h\, \mathrm{softmax}(Q_h K_h^\top / \sqrt{D})\, V_h",
-    cost="time N M (D + E) a head that is on",
-    promises=None,
-    taxonomy=Taxonomy(
-        sequences="self", levels="single", positions="soft", representations="multi-head"
-    ),
-)
 class GatedHeads(nn.Module):
     r"""Multi-head attention with a gate on each token and head.
 
