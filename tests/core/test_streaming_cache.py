@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attnlib.counting import largest_tensor
 from attnlib.interventions import streamed
 from attnlib.memory.streaming_attention import (
     dense_streaming_attention,
@@ -115,6 +116,24 @@ def test_several_tokens_at_once_are_the_same_as_one_by_one():
         many = many.append(key[:, part], value[:, part])
     assert torch.equal(one.key_rows, many.key_rows)
     assert torch.equal(one.tokens, many.tokens)
+
+
+def test_after_a_hundred_thousand_tokens_the_read_is_exact_and_as_cheap_as_ever():
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randn(2, 100_000, 8, generator=generator).double()
+    query = torch.randn(1, 8, generator=generator).double()
+    cache, largest = StreamingCache.empty(*stream, sinks=4, window=500), []
+    for part in stream.split(500, dim=1):
+        cache = cache.append(*part)
+        if cache.seen in (1000, 10_000, 100_000):
+            largest.append(largest_tensor(lambda cache=cache: cache.read(query, rotary=True)))
+    kept = torch.cat((torch.arange(4), torch.arange(99_500, 100_000)))
+    key, value = stream[:, kept]
+    turned = rotate(key, torch.arange(504))
+    scores = rotate(query, torch.tensor([503])) @ turned.mT / 8**0.5
+    torch.testing.assert_close(cache.read(query, rotary=True), scores.softmax(-1) @ value)
+    assert len(set(largest)) == 1
+    assert largest[0] <= 504 * 8
 
 
 def test_groups_of_heads_share_keys():
