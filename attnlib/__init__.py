@@ -92,6 +92,7 @@ from attnlib.weight.null_logit_attention import NullLogitAttention, null_logit_a
 from attnlib.weight.rectified_attention import relu_attention, squared_relu_attention
 from attnlib.weight.sigmoid_attention import sigmoid_attention
 from attnlib.weight.signed_attention import signed_attention
+from attnlib.weight.soft_mask import soft_masked_attention
 from attnlib.weight.softmax_attention import softmax_attention
 from attnlib.weight.softplus_attention import (
     reweighted_softplus_attention,
@@ -185,6 +186,7 @@ __all__ = [
     "signed_attention",
     "skipped_heads_attention",
     "soft_attention_experts",
+    "soft_masked_attention",
     "softmax_attention",
     "softmax_attention_step",
     "softplus_attention",

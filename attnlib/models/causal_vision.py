@@ -9,47 +9,10 @@ from attnlib.choices import check_choice
 from attnlib.models.blocks import Block
 from attnlib.models.positions import TOKEN_SCALE
 from attnlib.models.vision import patches
+from attnlib.weight.soft_mask import check_share, soft_mask, soft_masked_attention
 from attnlib.weight.softmax_attention import softmax_attention
 
-
-def soft_mask(length: int, share: float, *, dtype=None) -> Float[Tensor, "N N"]:
-    r"""S = c B + (1 - c) C: the mask on the way from everything (c = 1) to the past alone (c = 0).
-
-    B is all ones, C is one for the keys j <= i and zero for the others; c is `share`.
-    Source: Wang et al. (2024), section 3.4.
-    Raises ValueError for a share outside 0 ... 1.
-    """
-    check_count("length", length, least=1)
-    check_share(share)
-    everything = torch.ones(length, length, dtype=dtype)
-    return share * everything + (1 - share) * everything.tril()
-
-
-def soft_masked_attention(
-    query: Float[Tensor, "*heads N D"],
-    key: Float[Tensor, "*heads N D"],
-    value: Float[Tensor, "*heads N E"],
-    *,
-    share: float = 0.0,
-) -> Float[Tensor, "*heads N E"]:
-    r"""The soft mask on top of the softmax: o = (S \odot softmax(Q K^T / sqrt(D))) V.
-
-    The softmax runs over all keys and the mask comes after it, so rows are not normalized again:
-    with `share` = 0 a row keeps only the weight that its past got beside its future, and the size
-    of that weight still tells of the future's scores.
-    Source: Wang et al. (2024), section 3.4; S as in `soft_mask`.
-    """
-    scores = query @ key.mT * query.shape[-1] ** -0.5
-    mask = soft_mask(query.shape[-2], share, dtype=query.dtype).to(query.device)
-    return (mask * torch.softmax(scores, dim=-1)) @ value
-
-
-def check_share(share: float) -> None:
-    """Check that a share lies between nothing and everything."""
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        raise TypeError(f"share must be a number, got {type(share).__name__}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in 0 ... 1, got {share}")
+__all__ = ["CausalVision", "MaskedSoftmax", "soft_mask", "soft_masked_attention"]
 
 
 class MaskedSoftmax(nn.Module):

@@ -75,6 +75,7 @@ CELLS = [
     *grid(part=["class token"], place=["first", "last", "last, softened"]),
     {"part": "peak", "optimizer": "adam", "weight": "softmax"},
     {"part": "peak", "optimizer": "sgd", "weight": "softmax"},
+    {"part": "streaming", "text": "backcopy", "layers": 2},
     {"part": "streaming", "text": "grammar"},
     *grid(part=["normalizer"], text=["grammar"], weight=["softmax", "sigmoid"]),
     *grid(
@@ -286,11 +287,11 @@ def peak(seed: int, optimizer: str, weight: str) -> dict:
     return backcopy_facts(model, tests) | {"residual before training": at_first}
 
 
-def streaming(seed: int, text: str) -> dict:
+def streaming(seed: int, text: str, layers: int = 1) -> dict:
     """Nats above the best possible, in the training length and up to 20 times as far."""
     if text == "backcopy":
         length, make = LENGTH, BigramBackcopy
-        model = backcopy_model(seed)
+        model = backcopy_model(seed, layers=layers, heads=layers)
         trained_on_backcopy(model, seed)
     else:
         length, make = GRAMMAR.length, Grammar
