@@ -7,24 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count, check_tensor
 from attnlib.models.operators import name_of, takes
 from attnlib.probes.layers import attention_of, check_place, layer_of, layers_of, width_of
 
 
-@mechanism(
-    key="secondary-sinks",
-    paper="secondary-sinks",
-    chapter="4-sinks/where-sinks-come-from",
-    section="secondary-sinks",
-    step="score",
-    idea="a vector along the first token's residual makes another token a sink",
-    equation=r"x_p \leftarrow x_p + c\,u",
-    cost="one addition a pass",
-    promises=None,
-    taxonomy=Taxonomy("self", "multi", "soft", "multi-head"),
-)
 @contextmanager
 def injected(
     model: nn.Module, layer: int, place: int, vector: Float[Tensor, " width"]

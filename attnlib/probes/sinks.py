@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attnlib.atlas import Taxonomy, mechanism
 from attnlib.checks import check_count, check_tensor
 from attnlib.probes.recording import Recording
 
@@ -28,19 +27,6 @@ def mean_weight(weights: Float[Tensor, "*lead N M"], key: int = 0) -> Float[Tens
     return weights[..., key:, key].mean(-1)
 
 
-@mechanism(
-    key="sink-emergence",
-    paper="sink-emergence",
-    chapter="4-sinks/where-sinks-come-from",
-    section="when-sinks-emerge",
-    step="weight",
-    idea="the share of maps in which a key gets more than a threshold of the weight",
-    equation=r"\frac1{LH} \sum_{l,h} \mathbf{1}\big[\tfrac{1}{N-k} \sum_{i \ge k} w_{ik}"
-    r" > \epsilon\big]",
-    cost="one pass over the weights",
-    promises=None,
-    taxonomy=Taxonomy("self", "multi", "soft", "multi-head"),
-)
 def sink_share(
     weights: Float[Tensor, "*lead N M"], key: int = 0, threshold: float = 0.3
 ) -> Float[Tensor, ""]:
