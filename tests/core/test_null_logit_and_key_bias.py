@@ -67,6 +67,12 @@ def test_the_weight_is_softmax_over_one_more_entry():
     )
 
 
+def test_an_empty_row_has_no_weights_even_where_there_is_no_null():
+    scores, support = torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool)
+    assert not softmax_with_null(scores, support, -math.inf).any()
+    assert not softmax_with_null(scores, support, 0.0).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("null", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("size", [-1e4, 1e4])

@@ -214,6 +214,14 @@ def test_a_head_without_a_voice_is_a_head_whose_output_columns_are_zero():
         assert torch.allclose(model(tokens), cut(tokens), atol=1e-6)
 
 
+def test_all_heads_that_are_named_are_silent():
+    model, tokens = language_model(), some_tokens()
+    with without_heads(model, {0: [0, 1]}):
+        got = record(model, tokens)
+    assert not got.layers[0].attention.any()
+    assert got.layers[1].attention.any()
+
+
 def test_a_replaced_value_is_read_with_the_weights_as_they_were():
     model, tokens = language_model(), some_tokens()
     plain = record(model, tokens)
