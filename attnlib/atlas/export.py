@@ -1,5 +1,6 @@
 """The atlas as JSON, which the book's pages read without torch."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from attnlib.atlas.registry import all_mechanisms
 
 def as_json() -> str:
     """All facts, sorted by key: the same text whenever the facts are the same."""
+    for package in ("models", "probes", "interventions"):  # they enter the table when they load
+        importlib.import_module(f"attnlib.{package}")
     facts = [entry.facts() for entry in all_mechanisms()]
     return json.dumps({"mechanisms": facts}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 

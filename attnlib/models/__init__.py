@@ -10,6 +10,7 @@ from attnlib.models.latent import (
     LatentAttentionAfterRotation,
     LatentAttentionBeforeRotation,
 )
+from attnlib.models.layer_reweaving import LayerReweaving, ReweavingLM
 from attnlib.models.merged_projections import (
     EfficientAttention,
     OptimizedAttention,
@@ -17,10 +18,13 @@ from attnlib.models.merged_projections import (
 )
 from attnlib.models.multi_head import MultiHeadAttention
 from attnlib.models.operators import WITH_PARAMETERS, AdditiveAttention
+from attnlib.models.persistent_tokens import PersistentTokens, PictureReader
 from attnlib.models.positions import POSITIONS
 from attnlib.models.replaced import with_attention
+from attnlib.models.titans_layers import MemoryAsContext, MemoryAsGate, MemoryAsLayer
 from attnlib.models.unequal_heads import UnequalHeadsAttention
 from attnlib.models.vision import VisionTransformer
+from attnlib.models.working_memory import FactReader, WorkingMemory
 from attnlib.read.hedgehog_attention import HedgehogAttention
 
 WITH_PARAMETERS.update(
@@ -39,18 +43,27 @@ __all__ = [
     "Block",
     "DecoderLM",
     "EfficientAttention",
+    "FactReader",
     "GatedLinearAttention",
     "HedgehogAttention",
     "LatentAttention",
     "LatentAttentionAfterRotation",
     "LatentAttentionBeforeRotation",
+    "LayerReweaving",
+    "MemoryAsContext",
+    "MemoryAsGate",
+    "MemoryAsLayer",
     "MultiHeadAttention",
     "MultipliedHeadEmbeddings",
     "OptimizedAttention",
+    "PersistentTokens",
+    "PictureReader",
+    "ReweavingLM",
     "StateSpaceDuality",
     "SuperAttention",
     "UnequalHeadsAttention",
     "VisionTransformer",
+    "WorkingMemory",
     "cache_numbers",
     "sample",
     "with_attention",
