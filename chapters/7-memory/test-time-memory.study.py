@@ -58,9 +58,10 @@ CELLS = [
         noise=["none", "outliers", "normal"],
     ),
     *grid(experiment=["deep"], hidden=[0, 8, 64], passes=[1, 16]),
-    *grid(experiment=["stream"], layer=["window", "context", "gate", "layer"]),
+    *grid(experiment=["stream"], layer=["window", "context", "gate", "layer", "full attention"]),
+    *grid(experiment=["inside"], layer=["window", "context"]),
     *grid(experiment=["relations"], memory=["none", "working", "both"], facts=[4, 12]),
-    *grid(experiment=["drift"], memory=["titans", "yaad", "memora", "deep"]),
+    *grid(experiment=["drift"], memory=["titans", "titans, keeps all", "yaad", "memora", "deep"]),
 ]
 SEEDS = range(3)
 
@@ -250,45 +251,52 @@ def deep(hidden: int, passes: int, seed: int) -> dict:
 
 # --- questions inside and beyond the window ---
 
-TASK = NearAndFarRecall(far=6, near=6, keys=24, values=8)
+TASK = NearAndFarRecall(far=6, near=6, keys=24, values=8)  # near questions cross a segment
+INSIDE = NearAndFarRecall(far=8, near=6, keys=24, values=8)  # they lie in the segment of their key
 WINDOW, WIDTH, HEADS, STEPS = 8, 64, 2, 300
 LEARNING_RATE = 3e-3
 ALLOWED = 70_000  # parameters: what a layer does not need goes to the perceptrons
 LAYERS = {
     "window": lambda: PersistentWindow(WIDTH, HEADS, window=WINDOW),
+    "full attention": lambda: PersistentWindow(WIDTH, HEADS, window=TASK.length),
     "context": lambda: MemoryAsContext(WIDTH, HEADS, segment=WINDOW),
     "gate": lambda: MemoryAsGate(WIDTH, HEADS, window=WINDOW),
     "layer": lambda: MemoryAsLayer(WIDTH, HEADS, window=WINDOW),
 }
 
 
-def stream(layer: str, seed: int) -> dict:
+def stream(layer: str, seed: int, task=TASK) -> dict:
     """Accuracy of near and of far questions, at equal parameters; no positions but a convolution.
 
     Near ones lie at most 6 tokens behind their key, far ones at least 26, beyond the window.
     """
     model = DecoderLM(
-        TASK.vocabulary, width=WIDTH, heads=HEADS, layers=1, position="none", seed=seed
+        task.vocabulary, width=WIDTH, heads=HEADS, layers=1, position="none", seed=seed
     )
     model = with_attention(model, LAYERS[layer], seed=seed)
     widen(model, ALLOWED - numbers_of(model), seed)
     train(
         model,
-        TASK.batches(32, seed),
+        task.batches(32, seed),
         steps=STEPS,
         learning_rate=LEARNING_RATE,
         seed=seed,
         progress=False,
     )
-    batch = TASK.batch(256, TUNED_ON)
+    batch = task.batch(256, TUNED_ON)
     with torch.no_grad():
         right = (model(batch.tokens).argmax(-1) == batch.targets).double()
     asked = batch.targets != IGNORE
     return {
-        "near": right[asked & ~TASK.is_far].mean(),
-        "far": right[asked & TASK.is_far].mean(),
+        "near": right[asked & ~task.is_far].mean(),
+        "far": right[asked & task.is_far].mean(),
         "parameters": numbers_of(model),
     }
+
+
+def inside(layer: str, seed: int) -> dict:
+    """The same where no near question crosses the border of two segments."""
+    return stream(layer, seed, INSIDE)
 
 
 def widen(model: DecoderLM, spare: int, seed: int) -> None:
@@ -368,6 +376,7 @@ def streamed(memory, state, key, value, weights):
         )
     choices, options = {
         "titans": (DELTA_RULE, {"rate": 0.3, "momentum": 0.5, "keep": 0.99}),
+        "titans, keeps all": (DELTA_RULE, {"rate": 0.3, "momentum": 0.5}),
         "yaad": (yaad(0.5), {"rate": 0.5, "keep": 0.99}),
         "memora": (memora(4.0), {"rate": 1.0, "keep": 0.99}),
     }[memory]
@@ -379,6 +388,7 @@ EXPERIMENTS = {
     "outliers": outliers,
     "deep": deep,
     "stream": stream,
+    "inside": inside,
     "relations": relations,
     "drift": drift,
 }
