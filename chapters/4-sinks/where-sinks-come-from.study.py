@@ -8,18 +8,24 @@ peak: three layers with perceptrons; does the first token's residual outgrow the
 streaming: nats a token up to 20 times the training length, with 0, 1 and 4 kept sinks.
 class token: accuracy of a causal image model with its class token first and last.
 secondary: a vector along the first token's residual, added to another token.
+value: the loss without the start token's value, with another one, and without its key.
+stream controls: a kept sink without its value, at its place in the text, another token kept.
+residuals: the first token's residual in each layer, before and after training.
 """
 
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from attnlib.interventions.hooks import injected
+from attnlib.interventions.hooks import hidden_key, injected, replaced_value
 from attnlib.interventions.streaming import streamed
+from attnlib.memory.streaming_attention import streaming_attention
 from attnlib.models.causal_vision import CausalVision
 from attnlib.models.language import DecoderLM
 from attnlib.models.small_sink_models import AttentionOnlyLM
+from attnlib.probes.layers import attention_of
 from attnlib.probes.recording import record
 from attnlib.probes.sinks import (
     mean_weight,
@@ -83,6 +89,9 @@ CELLS = [
         text=["backcopy, 900 steps"],
         weight=["softmax", "null logit", "key bias"],
     ),
+    *grid(part=["value"], steps=[STEPS, LONG]),
+    *grid(part=["stream controls"], layers=[1, 2]),
+    *grid(part=["residuals"], optimizer=["adam", "sgd"]),
 ]
 SEEDS = range(3)
 
@@ -98,6 +107,9 @@ def run(cell: dict, seed: int) -> dict:
         "streaming": streaming,
         "class token": class_token,
         "secondary": secondary,
+        "value": value_of_the_sink,
+        "stream controls": stream_controls,
+        "residuals": residuals,
     }
     options = {name: given for name, given in cell.items() if name != "part"}
     return parts[cell["part"]](seed, **options)
@@ -372,3 +384,115 @@ def secondary(seed: int, layers: int) -> dict:
                     facts[f"{cell}: primary in layer {layer}"] = float(first[score.argmax()])
                 facts[f"{cell}: lifetime"] = int((scores.amax(-1) > 0.1).sum())
     return facts
+
+
+def value_of_the_sink(seed: int, steps: int) -> dict:
+    """Nats above the best of the trained model, and of the same model with one thing changed.
+
+    The start token's value becomes zero or the mean of the other tokens' values, while its key and
+    all weights stay; or its key is hidden; or that of token 5 is. Letters from the third token on.
+    """
+    model = backcopy_model(seed)
+    trained_on_backcopy(model, seed, steps=steps)
+    tests = BACKCOPY.batch(256, TEST_SEED)
+    triggers = BACKCOPY.is_trigger(tests.tokens)
+    letters = ~triggers & (torch.arange(LENGTH) > 1)
+    others = record(model, tests.tokens).layers[0].value[:, :, 1:].mean((0, 2)).flatten()
+    changes = {
+        "intact": ExitStack,
+        "value zero": partial(replaced_value, model, 0, 0, 0.0),
+        "value of the others": partial(replaced_value, model, 0, 0, others),
+        "key hidden": partial(hidden_key, model, 0),
+        "key 5 hidden": partial(hidden_key, model, 5),
+    }
+    facts = {}
+    for name, change in changes.items():
+        with change():
+            nats = excess(model(tests.tokens), tests)
+        facts[name] = float(nats.mean())
+        facts[f"{name}, letters"] = float(nats[letters].mean())
+        facts[f"{name}, triggers"] = float(nats[triggers].mean())
+    return facts
+
+
+@contextmanager
+def streamed_in_text_positions(model, *, sinks: int, window: int):
+    """`streamed`, but rotary positions are those of the text."""
+    attentions = [attention_of(model, layer) for layer in range(len(model.blocks))]
+    try:
+        for attention in attentions:
+            attention.operator = partial(streaming_attention, sinks=sinks, window=window)
+        yield model
+    finally:
+        for attention in attentions:
+            attention.operator = softmax_attention
+
+
+def stream_controls(seed: int, layers: int) -> dict:
+    """Caches of 32 places on one stream, judged on the same tokens, all but the first 32.
+
+    Another token kept: the stream without its start token, so that a letter is kept for ever.
+    Recomputed: each token from the last 32 alone, or from the start token and the last 31.
+    """
+    model = backcopy_model(seed, layers=layers, heads=layers)
+    trained_on_backcopy(model, seed)
+    tests = BigramBackcopy(length=20 * LENGTH).batch(8, TEST_SEED)
+    facts = {}
+    for sinks in (0, 1, 4):
+        with streamed(model, sinks=sinks, window=LENGTH - sinks):
+            facts[f"{sinks} sinks"] = excess(model(tests.tokens), tests)
+        with streamed_in_text_positions(model, sinks=sinks, window=LENGTH - sinks):
+            facts[f"{sinks} sinks, text positions"] = excess(model(tests.tokens), tests)
+    with streamed(model, sinks=1, window=LENGTH - 1), ExitStack() as changes:
+        for layer in range(layers):
+            changes.enter_context(replaced_value(model, layer, 0, 0.0))
+        facts["1 sink, value zero"] = excess(model(tests.tokens), tests)
+    with streamed(model, sinks=1, window=LENGTH - 1):
+        cut = headless(tests)
+        nats = excess(model(cut.tokens), cut)
+        facts["another token kept"] = torch.cat((nats[:, :1], nats), dim=1)
+    facts["recomputed"] = afresh(model, tests, start=False)
+    facts["recomputed, start in front"] = afresh(model, tests, start=True)
+    buckets = {"all": slice(LENGTH, None), "to 5": slice(LENGTH, 5 * LENGTH)}
+    buckets["to 20"] = slice(5 * LENGTH, 20 * LENGTH)
+    return {
+        f"{name}, {bucket}": float(nats[:, part].mean())
+        for name, nats in facts.items()
+        for bucket, part in buckets.items()
+    }
+
+
+@torch.no_grad()
+def afresh(model, tests, start: bool) -> torch.Tensor:
+    """Every token from 32 on, from the last 32 tokens, or from the start token and the last 31."""
+    windows = tests.tokens.unfold(1, LENGTH, 1)[:, 1:].clone()
+    if start:
+        windows[..., 0] = tests.tokens[:, :1]
+    logits = torch.cat([model(stream)[None, :, -1] for stream in windows])
+    later = type(tests)(*(column[:, LENGTH:] for column in tests))
+    return torch.nn.functional.pad(excess(logits, later), (LENGTH, 0))
+
+
+def residuals(seed: int, optimizer: str) -> dict:
+    """The model of the part `peak`: times the others' residual, in each place of the stream.
+
+    Place 0 is what enters the first layer, place l what leaves layer l.
+    """
+    model = DecoderLM(
+        BACKCOPY.vocabulary,
+        width=64,
+        heads=1,
+        layers=3,
+        operator=softmax_attention,
+        position="learned",
+        max_length=LENGTH,
+        seed=seed,
+    )
+    tests = BACKCOPY.batch(256, TEST_SEED)
+    before = times_the_others(residual_norms(record(model, tests.tokens))).mean(1)
+    rate = {"adam": 0.01, "sgd": 0.3}[optimizer]
+    trained_on_backcopy(model, seed, optimizer=optimizer, learning_rate=rate, steps=500)
+    after = times_the_others(residual_norms(record(model, tests.tokens))).mean(1)
+    facts = {f"before training, place {i}": float(x) for i, x in enumerate(before)}
+    facts |= {f"trained, place {i}": float(x) for i, x in enumerate(after)}
+    return facts | {"excess": backcopy_facts(model, tests)["excess"]}
