@@ -39,9 +39,10 @@ class CausalVision(nn.Module):
 
     `class_token` is "first" (before the patches, as usual: under the mask it sees itself alone) or
     "last" (behind them: it sees all). The logits are read from the class token. Positions are
-    learned. `soften(share)` puts the soft mask in place of the causal one, `soften(None)` ends it.
+    learned. `soften(share)` puts the soft mask in place of the causal one, `soften(None)` ends it;
+    `soften(0.0)` is not the causal model, its denominators still see the future.
     Shapes: images (batch, channels, size, size) -> logits (batch, classes).
-    Source: Wang et al. (2024), sections 3.3 (class token) and 3.4 (soft mask).
+    Source: Wang et al. (2024), sections 3.3 (class token) and 3.6 (soft mask).
     """
 
     def __init__(

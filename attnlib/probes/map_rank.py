@@ -39,7 +39,7 @@ def effective_rank(weights: Float[Tensor, "*lead N M"]) -> Float[Tensor, "*lead"
 def singular_shares(weights: Float[Tensor, "*lead N M"]) -> Float[Tensor, "*lead R"]:
     """What share of all singular values the largest 1, 2, ... hold together.
 
-    Source: Wang et al. (2024), section 3.3, who compare these curves of maps with and without a
+    Source: Wang et al. (2024), section 3.7, who compare these curves of maps with and without a
     causal mask. Computed in float64.
     """
     check_tensor("weights", weights)

@@ -37,7 +37,7 @@ def sink_share(
 
     `weights` has any leading dimensions, such as (layers, batch, heads, N, M); the mean runs over
     all of them.
-    Source: Gu et al. (2025), eq. 5, with epsilon = 0.3.
+    Source: Gu et al. (2025), section 3.2, with epsilon = 0.3.
     Raises ValueError for a threshold outside 0 ... 1.
     """
     if isinstance(threshold, bool) or not isinstance(threshold, int | float):

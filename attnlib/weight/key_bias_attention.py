@@ -95,7 +95,7 @@ def key_bias_attention(
 
     Shapes, support and errors as in `attend`; ValueError for a bias of another shape. Cost: time
     N M (D + E), memory (N + M)(D + E) + chunk M for gradients.
-    Source: Gu et al. (2025), section 7 (k* alone, and k* with v*). Derived in chapter 4.1.
+    Source: Gu et al. (2025), section 7.3 (k* alone, and k* with v*). Derived in chapter 4.1.
     """
     check_attention(query, key, value, enable_gqa)
     check_scale(scale)
@@ -143,7 +143,7 @@ class KeyBiasAttention(nn.Module):
 
     An operator for a layer: give `MultiHeadAttention` the class (one key for all heads of the
     layer) or `KeyBiasAttention(16, heads=4)` (one for each).
-    Source: Gu et al. (2025), section 7; the keys start as there, normal with deviation 0.02.
+    Source: Gu et al. (2025), section 7.3. Our keys start normal with deviation 0.02.
     """
 
     def __init__(self, head_width: int, *, heads: int = 1):

@@ -14,8 +14,9 @@ from attnlib.score.compare import dot_product
 def soft_mask(length: int, share: float, *, dtype=None) -> Float[Tensor, "N N"]:
     r"""S = c B + (1 - c) C: the mask on the way from everything (c = 1) to the past alone (c = 0).
 
-    B is all ones, C is one for the keys j <= i and zero for the others; c is `share`.
-    Source: Wang et al. (2024), section 3.4.
+    B is all ones, C is one for the keys j <= i and zero for the others; c is `share`. S stands on weights that are
+    already normalized over all keys, so even at c = 0 a row's denominator has seen the future.
+    Source: Wang et al. (2024), section 3.6.
     Raises ValueError for a share outside 0 ... 1.
     """
     check_count("length", length, least=1)
@@ -71,7 +72,7 @@ def soft_masked_attention(
     of that weight still tells of the future's scores.
     Cost: time N^2 (D + E), memory N^2. Raises ValueError for a share outside 0 ... 1, and for
     queries and keys of different number.
-    Source: Wang et al. (2024), section 3.4; S as in `soft_mask`. Derived in chapter 4.1.
+    Source: Wang et al. (2024), section 3.6; S as in `soft_mask`. Derived in chapter 4.1.
     """
     check_attention(query, key, value)
     check_share(share)
