@@ -58,7 +58,7 @@ def separation(stored: Float[Tensor, "*heads n D"]) -> Float[Tensor, "*heads n"]
 
     At x_i all others together weigh at most (n - 1) exp(-beta separation_i), so a well separated
     pattern stays where it is. Cost: n^2 D. Needs two patterns at least.
-    Source: Ramsauer et al. (2021), definition 2.
+    Source: Ramsauer et al. (2021), appendix, definition 2.
     """
     check_tensor("stored", stored)
     if stored.dim() < 2 or stored.shape[-2] < 2:

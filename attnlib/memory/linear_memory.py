@@ -90,7 +90,7 @@ def linear_memory_parallel(
     error hangs on earlier errors alone, so the system is solved by forward substitution.
     Arguments, results and errors of `linear_memory_recurrent`. Cost: time N^3 / 3 for A and
     N^2 (2 D + 2 E), memory N^2.
-    Source: the delta rule's form, Yang et al. (2024), section 3, with A in place of decays.
+    Source: the dense form of the delta rule (Yang et al., 2024), with A in place of decays.
     """
     given = checked(query, key, value, theta, eta, alpha, mini_batch, state, scale)
     query, key, value, theta, eta, alpha, state, scale, dtype = given

@@ -76,7 +76,7 @@ def moneta(p: float = 3.0, q: float = 4.0) -> Miras:
 
 
 def yaad(delta: float = 1.0) -> Miras:
-    """Huber's loss, plain retention (Behrouz et al., 2025, section 5.3, equation 26)."""
+    """Huber's loss, plain retention (Behrouz et al., 2025, equation 15)."""
     return Miras(bias=huber_bias(delta))
 
 
@@ -173,7 +173,7 @@ def miras_chunked(
     not see what the tokens of its own chunk have written. For `LINEAR_ATTENTION`, whose slope asks
     no memory, every chunk gives the same. Arguments and errors of `miras_recurrent`.
     Cost: time 6 D E a token, in N / C steps; memory C D E.
-    Source: Behrouz et al. (2025), Miras, section 5.4, equation 28.
+    Source: Behrouz et al. (2025), Miras, equation 28.
     """
     check_count("chunk", chunk, least=1)
     query, key, value, gates, state, dtype = prepared_miras(

@@ -135,7 +135,8 @@ def yaad_attention(
     No single value moves the memory by more than rate * delta. With delta = infinity it is the
     delta rule. `rate` lies in 0 ... 2, the bound of stability for unit keys. All else as in
     `moneta_attention`.
-    Source: Behrouz et al. (2025), Miras, section 5.3, equations 15 and 26. Chapter 7.2.
+    Source: Behrouz et al. (2025), Miras, section 5.3 and equation 15; equation 26 cuts
+    each coordinate of the error to its sign, this one its length. Chapter 7.2.
     """
     check_recurrent(query, key, value, is_causal)
     return yaad_step(None, query, key, value, delta=delta, rate=rate, keep=keep, scale=scale)[0]

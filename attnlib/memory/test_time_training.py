@@ -63,7 +63,7 @@ def ttt_linear_recurrent(
     one token alone is unstable, rate |k|^2 > 2, and a model that has diverged (both looked at for
     CPU tensors). Training is stable where the largest eigenvalue of sum_s rate_s k_s k_s^T over a
     mini-batch is at most 2 (`stability_ratio`): always, for b unit keys, with rate <= 2 / b.
-    Source: Sun et al. (2024), section 2, eqs. 1 to 3; mini-batches, section 2.4.
+    Source: Sun et al. (2024), section 2, eqs. 1, 3 and 4; mini-batches, section 2.4.
     """
     query, key, value, rate, state, scale, dtype = checked(
         query, key, value, rate, mini_batch, state, scale

@@ -80,7 +80,7 @@ class PersistentTokens(nn.Module):
     Only they learn: the `model` is frozen here and its parameters never change, so that without
     the tokens it answers as before, bit for bit. Shapes: pictures (batch, things, attributes),
     asked (batch) -> logits (batch, answers).
-    Source: Nguyen et al. (2024), Yo'LLaVA, section 3; there a name and 16 latent tokens, and the
+    Source: Nguyen et al. (2024), Yo'LLaVA; there a name and 16 latent tokens, and the
     output row of the name learns too. Companion of chapter 7.2.
     """
 

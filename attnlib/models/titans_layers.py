@@ -163,7 +163,8 @@ class PersistentWindow(StreamingLayer):
 class Gated(nn.Module):
     r"""norm(y) times sigmoid(norm(m)): both scaled by learnt vectors, the memory opens the gate.
 
-    Source: Behrouz et al. (2025), section 4.4, where the non-linearity is left open.
+    Source: Behrouz et al. (2025), section 4.2, below equation 28, where the
+    non-linearity is not named.
     """
 
     def __init__(self, width: int):
