@@ -80,9 +80,9 @@ def replaced_value(
     """Give one key of a layer another value vector, in all heads; keys and scores stay.
 
     `value` is a number for all entries (zero drains the value) or a vector for all value heads side
-    by side. A value of zero is not the same as no value: what the later layers have learned to
-    expect there is gone, and `hidden_key` lets the other keys take its weight. Inside the `with` block every pass has the change; afterwards the model is as it was,
-    after an error too.
+    by side. `hidden_key` is another change: it takes the weight away too, for the other keys.
+    Inside the `with` block every pass has the change; afterwards the model is as it was, after an
+    error too.
     Raises ValueError for a layer that the model does not have, a vector of another width, and, at
     the pass, a place behind the end of the sequence.
     """

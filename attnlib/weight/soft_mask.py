@@ -14,8 +14,9 @@ from attnlib.score.compare import dot_product
 def soft_mask(length: int, share: float, *, dtype=None) -> Float[Tensor, "N N"]:
     r"""S = c B + (1 - c) C: the mask on the way from everything (c = 1) to the past alone (c = 0).
 
-    B is all ones, C is one for the keys j <= i and zero for the others; c is `share`. S stands on weights that are
-    already normalized over all keys, so even at c = 0 a row's denominator has seen the future.
+    B is all ones, C is one for the keys j <= i and zero for the others; c is `share`.
+    S stands on weights that are already normalized over all keys, so even at c = 0 a row's
+    denominator has seen the future.
     Source: Wang et al. (2024), section 3.6.
     Raises ValueError for a share outside 0 ... 1.
     """
