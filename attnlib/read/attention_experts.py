@@ -43,7 +43,7 @@ def soft_attention_experts(
     Shapes: X experts; see the signature. Cost: X times that of attention; shared keys and values
     save their projections and X - 1 of X parts of the cache.
     Raises ValueError where shapes do not belong together.
-    Source: Zhang et al. (2024), "BAM!", section 3. Derived in chapter 5.2.
+    Source: Zhang et al. (2024), "BAM!", section 4. Derived in chapter 5.2.
     """
     if query.dim() != 5 or key.dim() != 5 or key.shape[1] not in (1, query.shape[1]):
         raise ValueError(

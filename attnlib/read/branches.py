@@ -32,7 +32,7 @@ def mixed_branches(
     A row that is one for one branch and zero elsewhere gives that branch exactly, as long as the
     others are finite. Shapes: X branches; see the signature. Cost: B X N width.
     Raises ValueError where the two do not belong together.
-    Source: Wang et al. (2024), "MoA: Mixture-of-Attention", section 4. Derived in chapter 5.2.
+    Source: Wang et al. (2024), "MoA: Mixture-of-Attention". Derived in chapter 5.2.
     """
     check_tensor("branches", branches)
     if branches.dim() != 4:
@@ -54,7 +54,7 @@ def background_loss(
 
     `mask` is one on the subject and zero on the background, branch 0 the prior.
     Raises ValueError where the two do not belong together.
-    Source: Wang et al. (2024), section 4, the loss of the router.
+    Source: Wang et al. (2024), the loss of the router.
     """
     if router.shape != (*mask.shape, 2):
         raise ValueError(

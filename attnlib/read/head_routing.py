@@ -64,7 +64,8 @@ def renormalized_gates(scores: Scores, active: int) -> Gates:
     Gates of a token sum to one. With a gradient through the sum, the router would learn from the
     shares among the chosen only, and from nothing where one head is active.
     Raises ValueError for more active heads than there are heads, or none.
-    Source: Zhang et al. (2022), "Mixture of Attention Heads", section 3.1.
+    Source: Zhang et al. (2022), "Mixture of Attention Heads"; its public program has the
+    division, detached, as a comment.
     """
     gates = top_k_gates(scores, active)
     return gates / gates.sum(dim=-1, keepdim=True).detach()
@@ -120,6 +121,8 @@ def level_two_way_gates(
 
     for S shared heads, p = softmax(routed) and G its k = `active` largest. Where all scores are
     equal and all heads active this is multi-head attention.
+    The sum has its gradient, as in the authors' program: with active=1 the routed gate does not
+    depend on the routed scores, and the task teaches that router nothing.
     Source: the program of Jin et al. (2024), which has these factors; their eq. 5 has none.
     """
     check_tensor("shared_scores", shared_scores)

@@ -33,7 +33,7 @@ def all_but_one_gates(
     of one: multi-head attention. One gate of one gives one expert: H - 1 heads, scaled.
     Shapes: (..., N, H) -> (..., N, H). Cost: N H.
     Raises ValueError for fewer than two heads and TypeError for what is no floating-point tensor.
-    Source: Peng et al. (2020), section 3.1. Derived in chapter 5.2.
+    Source: Peng et al. (2020). Derived in chapter 5.2.
     """
     check_tensor("gates", gates)
     heads = gates.shape[-1] if gates.dim() else 0
@@ -51,7 +51,7 @@ def leave_one_out_experts(
 
     `outputs` are the heads after their output projections, so that the sum over heads is
     multi-head attention. Cost: B H N width. Raises ValueError for fewer than two heads.
-    Source: Peng et al. (2020), section 3.1.
+    Source: Peng et al. (2020).
     """
     if outputs.dim() != 4 or outputs.shape[1] < 2:
         raise ValueError(

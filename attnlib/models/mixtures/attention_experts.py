@@ -26,7 +26,7 @@ class MixtureOfAttentionHeads(nn.Module):
     Shapes: x (batch, N, width), context (batch, M, width) -> (batch, N, width).
     Parameters: 2 experts width D + 2 width D + experts width.
     Raises ValueError for more active heads than heads.
-    Source: Zhang et al. (2022), "Mixture of Attention Heads", section 3. Derived in chapter 5.2.
+    Source: Zhang et al. (2022), "Mixture of Attention Heads". Derived in chapter 5.2.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class AttentionExperts(nn.Module):
     starts with small normal numbers.
     Shapes: x (batch, N, width) -> (batch, N, width). Cost: that of all the layers.
     Raises TypeError or ValueError for layers that are not alike.
-    Source: Zhang et al. (2024), "BAM!", section 3.2.
+    Source: Zhang et al. (2024), "BAM!", section 4.
     """
 
     def __init__(self, layers: Sequence[MultiHeadAttention]):
@@ -68,7 +68,7 @@ class SharedKeyExperts(AttentionExperts):
     """`AttentionExperts` with one set of keys and values, made with the mean of the matrices.
 
     One cache for all experts, as long as that of one layer.
-    Source: Zhang et al. (2024), "BAM!", section 3.2 (experts that share keys and values).
+    Source: Zhang et al. (2024), "BAM!", section 4 (experts that share keys and values).
     """
 
     def __init__(self, layers: Sequence[MultiHeadAttention]):
@@ -169,7 +169,7 @@ def upcycle_shared_keys(
     """As `upcycle_perceptrons`, and queries and outputs of attention are experts as well.
 
     Keys and values are made once, with the mean of the seeds' matrices (`SharedKeyExperts`).
-    Source: Zhang et al. (2024), "BAM!", section 3.2.
+    Source: Zhang et al. (2024), "BAM!", section 4.
     """
     return _upcycled(seeds, SharedKeyExperts, active, seed)
 
@@ -179,7 +179,7 @@ def upcycle_all(
 ) -> DecoderLM:
     """As `upcycle_perceptrons`, and whole attention layers are experts as well.
 
-    Source: Zhang et al. (2024), "BAM!", section 3.2.
+    Source: Zhang et al. (2024), "BAM!", section 4.
     """
     return _upcycled(seeds, AttentionExperts, active, seed)
 

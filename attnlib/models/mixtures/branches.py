@@ -26,7 +26,7 @@ class PersonalBranch(nn.Module):
     Shapes: pixels (batch, N, width), words (batch, M, width), subject (batch, M) bool
     -> (batch, N, width). Cost: twice that of the layer. After a call, `routed` holds the router's
     decision (batch, N, 2). Raises TypeError for another kind of layer.
-    Source: Wang et al. (2024), "MoA: Mixture-of-Attention", section 4.
+    Source: Wang et al. (2024), "MoA: Mixture-of-Attention".
     """
 
     def __init__(self, frozen: MultiHeadAttention):

@@ -29,7 +29,7 @@ class MixtureOfAllButOne(MultiHeadAttention):
 
     Arguments and shapes as in `MultiHeadAttention`; `hidden` is the width inside the gate, `width`
     unless given. Cost: that of multi-head attention, and N width hidden for the gate.
-    Raises ValueError for fewer than two heads. Source: Peng et al. (2020), sections 3.1 and 3.2.
+    Raises ValueError for fewer than two heads. Source: Peng et al. (2020).
     """
 
     def __init__(self, width: int, heads: int, *, hidden: int | None = None, **options):
@@ -170,7 +170,7 @@ def train_in_blocks(
     falls as in `attnlib.training.train`. The paper alternates whole epochs, a gate epoch after four
     expert epochs at least; ours alternates batches.
     Raises ValueError if the model has no mixture, the batches end or the loss is not finite.
-    Source: Peng et al. (2020), section 3.2, algorithm 1.
+    Source: Peng et al. (2020); the turns are our form of theirs.
     """
     for name, number, least in (("steps", steps, 1), ("gate_every", gate_every, 2)):
         check_count(name, number, least=least)

@@ -25,6 +25,7 @@ class MixtureOfHeads(GatedHeads):
 
     The first `shared` heads are always on; of the others, `active` = k are chosen by each token.
     Shapes as in `GatedHeads`. Parameters: those of `MultiHeadAttention` and (heads + 2) width.
+    With active=1 the routed gate is constant, and only a balance loss reaches that router.
     Raises ValueError where `shared` + `active` is more than `heads`, or either is zero.
     Source: Jin et al. (2024), "MoH", section 3.2, with the factors of their program. Derived in
     chapter 5.2.

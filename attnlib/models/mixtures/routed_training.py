@@ -29,7 +29,7 @@ def balanced(
     """The task's loss, and `balance` times the balance loss and `z` times the z loss of each layer.
 
     Raises ValueError for a strength that is negative or not finite.
-    Source: Zhang et al. (2022), with 0.01 and 0.001; Jin et al. (2024), with 0.01 and 0.
+    Jin et al. (2024) have the weight 0.01, before a smaller sum (see `balance_loss`).
     """
     check_strength("balance", balance)
     check_strength("z", z)
