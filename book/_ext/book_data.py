@@ -8,6 +8,7 @@ import csv
 import functools
 import importlib.util
 import json
+import re
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -125,10 +126,10 @@ def first_heading(stored: dict) -> str:
 
 
 def equation(mechanism: dict, kind: str = "") -> str:
-    """Its equation; if that is two statements, the line may break between them."""
+    """Its equation; if that is several statements, the line may break between them."""
     tex = mechanism.get("equation")
     if not tex:
         return ""
-    parts = tex.replace(",\\;", ",&").split("&")
+    parts = re.split(r"(?<=,)\s*\\(?:;|quad)\s*", tex)
     statements = " ".join(f"\\({escape(part)}\\)" for part in parts)
     return f'<div class="{kind} math notranslate nohighlight">{statements}</div>'
