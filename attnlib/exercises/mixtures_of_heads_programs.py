@@ -324,7 +324,7 @@ def loss_of_the_load(answer) -> str:
         require(
             close(got, wanted), "right value, wrong gradient: f must be counted, P not detached"
         )
-    return "One for a level load, heads / active for a collapsed one, and a gradient through P."
+    return "One for a level load, heads / active for a collapsed one; mean shares have the slope."
 
 
 def _name_loss(loss: Tensor, scores: Tensor, active: int) -> None:

@@ -178,7 +178,7 @@ def balance_loss(scores: Scores, gates: Gates) -> Float[Tensor, ""]:
 def z_loss(scores: Scores) -> Float[Tensor, ""]:
     """The mean over tokens of (log sum_h exp scores_h)^2, which keeps the router's scores small.
 
-    Source: Zoph et al. (2022), "ST-MoE", eq. 5.
+    Source: Zoph et al. (2022), "ST-MoE".
     """
     check_tensor("scores", scores)
     return scores.logsumexp(dim=-1).square().mean()

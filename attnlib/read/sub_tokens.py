@@ -28,7 +28,7 @@ def split_tokens(
     """Each token as `parts` shorter ones in its place: (N, width) -> (N parts, width / parts).
 
     Nothing is computed; `merge_tokens` undoes it. Raises ValueError where `parts` does not divide
-    the width. Source: Wu et al. (2024), "Multi-Head Mixture-of-Experts", eq. 4.
+    the width. Source: Wu et al. (2024), "Multi-Head Mixture-of-Experts".
     """
     check_tensor("x", x)
     check_count("parts", parts, least=1)
@@ -43,7 +43,7 @@ def merge_tokens(
     """Every `parts` tokens side by side as one: the inverse of `split_tokens`.
 
     Raises ValueError where `parts` does not divide the number of tokens.
-    Source: Wu et al. (2024), eq. 7.
+    Source: Wu et al. (2024).
     """
     check_tensor("x", x)
     check_count("parts", parts, least=1)

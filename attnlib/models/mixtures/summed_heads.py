@@ -68,7 +68,7 @@ class GatedHeads(nn.Module):
     Shapes: x (batch, N, width), context (batch, M, width) -> (batch, N, width).
     Raises TypeError for another layer; ValueError for one that shares key heads, has another
     operator than softmax attention, or changes its scores by position.
-    Source: Jin et al. (2024), "MoH", eq. 4; Michel et al. (2019), section 2.3, where the gates are
+    Source: Jin et al. (2024), "MoH", eq. 4; Michel et al. (2019), where the gates are
     called xi. Derived in chapter 5.2.
     """
 
@@ -155,7 +155,7 @@ def head_importance(
     r"""How much the loss of an example hangs on each head: E |d loss / d gate|, layer by layer.
 
     `losses()` calls the model, whose layers are `GatedHeads`, and gives the loss of each example.
-    Source: Michel et al. (2019), eq. 2.
+    Source: Michel et al. (2019).
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GatedHeads)]
     if not layers:
