@@ -117,8 +117,11 @@ mutant("4.1.3", "what the null keeps", "the null's part")((1 / 2, 7 / 2, 1 / 3))
 
 @checker("4.1.6")
 def share_at_a_sharp_table(answer) -> str:
-    """The mean weight of letters on the start token at sharpness 4: between 0.02 and 0.21."""
-    share = float(numbers(answer, 1)[0])
+    """Weight of letters on the start token at sharpness 4 (0.02 to 0.21), loss above the best.
+
+    An untrained model has a small weight too, but a loss more than one nat above the best.
+    """
+    share, excess = (float(x) for x in numbers(answer, 2))
     require(share >= 0, f"got {share}: a weight of softmax is never negative")
     require(not 1 < share <= 100, "hand in a share between 0 and 1, not a percentage")
     require(share <= 1, f"got {share}: the mean of weights is at most 1")
@@ -130,12 +133,19 @@ def share_at_a_sharp_table(answer) -> str:
         share < 0.3,
         f"got {share:.2f}: is sharpness 4.0, and were there 300 steps at the rate of section 2?",
     )
-    return "A sharp table makes the sink go: the head finds better use for its weight."
+    require(
+        excess < 0.2,
+        f"the loss is {excess:.2f} nats above the best, so this model has not learned its text; "
+        "is the text's own -log p subtracted, and were there 300 steps?",
+    )
+    require(excess > -0.1, f"got {excess:.2f}: no model is that much better than the text itself")
+    return "On a sharp table the trained model has no sink."
 
 
-solution("4.1.6")(0.022)
-mutant("4.1.6", "as on a flat table", "the page's own task")(0.99)
-mutant("4.1.6", "the rate of section 2", "another sharpness")(0.40)
-mutant("4.1.6", "not a percentage", "percent")(2.2)
-mutant("4.1.6", "never negative", "a logarithm")(-3.8)
-mutant("4.1.6", "at most 1", "a sum")(704.0)
+solution("4.1.6")((0.022, 0.043))
+mutant("4.1.6", "as on a flat table", "the page's own task")((0.99, 0.023))
+mutant("4.1.6", "the rate of section 2", "another sharpness")((0.40, 0.049))
+mutant("4.1.6", "not a percentage", "percent")((2.2, 0.043))
+mutant("4.1.6", "never negative", "a logarithm")((-3.8, 0.043))
+mutant("4.1.6", "at most 1", "a sum")((704.0, 0.043))
+mutant("4.1.6", "has not learned its text", "an untrained model")((0.08, 1.25))
