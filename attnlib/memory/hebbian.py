@@ -1,5 +1,7 @@
 """The Hebbian memory: a sum of outer products, what it holds, and how conditioning differs."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,7 +9,12 @@ from torch.nn.functional import normalize
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.checks import check_attention, check_count, check_scale, check_tensor
-from attnlib.memory.matrix_state import arithmetic_of, check_state, empty_state
+from attnlib.memory.matrix_state import (
+    arithmetic_of,
+    check_recurrent,
+    check_state,
+    empty_state,
+)
 
 
 def hebbian_write(
@@ -128,10 +135,14 @@ def rescorla_wagner(
 
     All cues of a trial share one error, so a cue that predicts the outcome already leaves nothing
     to learn for another (blocking). It is the delta rule with values of width one.
-    Arguments, cost and errors as in `hebbian_conditioning`.
+    Arguments, cost and errors as in `hebbian_conditioning`, and ValueError where a trial overshoots
+    more than it corrects, rate |x|^2 > 2.
     Source: Rescorla and Wagner (1972); the rule, Widrow and Hoff (1960).
     """
     _check_trials(present, outcome, rate)
+    most = rate * float(present.square().sum(-1).max())
+    if most > 2:
+        raise ValueError(f"rate must keep rate |x|^2 <= 2 in every trial, got {most:.3g}")
     strengths = [torch.zeros_like(present[0])]
     for x, wanted in zip(present, outcome, strict=True):
         before = strengths[-1]
@@ -149,8 +160,8 @@ def _check_trials(present: Tensor, outcome: Tensor, rate: float) -> None:
             f"outcome must have one number a trial, shape {tuple(present.shape[:1])}, "
             f"got {tuple(outcome.shape)}"
         )
-    if not rate > 0:
-        raise ValueError(f"rate must be positive, got {rate}")
+    if not 0 < rate < math.inf:
+        raise ValueError(f"rate must be positive and finite, got {rate}")
 
 
 # ---- the memory as an operator of attention
@@ -180,6 +191,11 @@ def hebbian_attention_step(
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "*heads N E"], Float[Tensor, "*heads D E"]]:
     """(read, new state) for the next token or tokens; pass None to begin. Cost: time N D E."""
+    check_recurrent(query, key, value)
+    check_scale(scale)
+    dtype = query.dtype
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    query = scale * query.to(arithmetic_of(dtype))
     reads = []
     for t in range(key.shape[-2]):
         row = (..., slice(t, t + 1), slice(None))
@@ -187,8 +203,7 @@ def hebbian_attention_step(
         reads.append(hebbian_read(query[row], state))
     if not reads:
         return value * 0, empty_state(key, value) if state is None else state
-    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
-    return scale * torch.cat(reads, dim=-2), state
+    return torch.cat(reads, dim=-2).to(dtype), state
 
 
 @mechanism(

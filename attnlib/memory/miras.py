@@ -17,6 +17,7 @@ from torch import Tensor
 from attnlib.checks import check_count
 from attnlib.memory.delta_rule import one_a_token
 from attnlib.memory.matrix_state import arithmetic_of, check_recurrent
+from attnlib.memory.memory_rates import check_stable
 from attnlib.memory.miras_choices import (
     Architecture,
     Bias,
@@ -231,6 +232,10 @@ def prepared_miras(query, key, value, choices, gates, state):
     )
     dtype = query.dtype
     query, key, value = (tensor.to(sums) for tensor in (query, key, value))
+    if choices.bias is squared_bias and choices.retention is euclidean_retention:
+        rate, keep, momentum = gates
+        if isinstance(choices.architecture, LinearMemory):
+            check_stable(key, rate, momentum, 1 - keep, name="rate")
     empty = choices.start(key, value)
     if state is None:
         state = empty

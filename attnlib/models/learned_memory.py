@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from attnlib.checks import check_count
 from attnlib.memory.inner_models import start_weights
 from attnlib.memory.linear_memory import linear_memory_chunked, linear_memory_read
+from attnlib.memory.matrix_state import arithmetic_of
 from attnlib.memory.neural_memory import (
     MemoryState,
     deep_memory_chunked,
@@ -125,7 +126,8 @@ class LearnedMemory(nn.Module):
 
     def before(self, x: Float[Tensor, "batch N width"]) -> MemoryState:
         """The state in front of the first token: the learnt weights."""
-        weights = tuple(w.expand(x.shape[0], -1, -1, -1) for w in self.first)
+        sums = arithmetic_of(x.dtype)
+        weights = tuple(w.to(sums).expand(x.shape[0], -1, -1, -1) for w in self.first)
         state = state_before(weights)
         if self.depth > 1:
             return state

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from attnlib.checks import check_count
+from attnlib.memory.matrix_state import arithmetic_of
 from attnlib.memory.normed_training import ttt_normed_chunked
 from attnlib.memory.test_time_training import TTTState, ttt_linear_chunked
 from attnlib.models.state_layer import StateLayer, gate
@@ -35,7 +36,7 @@ class TTTLayer(StateLayer):
 
     def begin(self, x: Float[Tensor, "batch N width"]) -> TTTState:
         """The model in front of the first token, for each sequence."""
-        first = self.first.expand(x.shape[0], -1, -1, -1)
+        first = self.first.to(arithmetic_of(x.dtype)).expand(x.shape[0], -1, -1, -1)
         return TTTState(first, first, 0)
 
     def read(self, query, key, value, x):

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attnlib.score.changes import ScoreMod
-from attnlib.support import Predicate, Support
+from attnlib.score.changes import ScoreMod, changed
+from attnlib.support import Predicate, Support, seen_keys
 
 
 def in_front(
@@ -33,7 +33,7 @@ def support_behind(support: Predicate | None) -> Support | None:
         return None
 
     def sees(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return (kv_idx == 0) | support(b, h, q_idx - 1, (kv_idx - 1).clamp(min=0))
+        return (kv_idx == 0) | seen_keys(support, (b, h, q_idx - 1, (kv_idx - 1).clamp(min=0)))
 
     return Support(sees, f"extra_key | {getattr(support, 'name', 'support')}")
 
@@ -51,11 +51,11 @@ def scores_behind(
     def change(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         own = score
         if isinstance(first, Tensor):
-            own = (first[h] if first.dim() else first).to(score).expand_as(score)
+            own = (first.expand(h.numel())[h] if first.dim() else first).to(score).expand_as(score)
         elif first is not None:
             own = torch.full_like(score, first)
         if score_mod is not None:
-            score = score_mod(score, b, h, q_idx - 1, (kv_idx - 1).clamp(min=0))
+            score = changed(score_mod, score, (b, h, q_idx - 1, (kv_idx - 1).clamp(min=0)))
         return torch.where(kv_idx == 0, own, score)
 
     return change

@@ -86,7 +86,7 @@ def two_way_gates(
     Raises ValueError for more active heads than routed heads, or none.
     Source: Jin et al. (2024), "MoH", eqs. 5 and 6.
     """
-    check_tensor("shared_scores", shared_scores)
+    check_ways(shared_scores, routed_scores, way_scores)
     way = way_scores.softmax(dim=-1)
     always = shared_scores.softmax(dim=-1)
     chosen = top_k_gates(routed_scores, active)
@@ -125,7 +125,7 @@ def level_two_way_gates(
     depend on the routed scores, and the task teaches that router nothing.
     Source: the program of Jin et al. (2024), which has these factors; their eq. 5 has none.
     """
-    check_tensor("shared_scores", shared_scores)
+    check_ways(shared_scores, routed_scores, way_scores)
     way = 2 * way_scores.softmax(dim=-1)
     always = shared_scores.shape[-1] * shared_scores.softmax(dim=-1)
     chosen = top_k_gates(routed_scores, active)
@@ -195,7 +195,8 @@ def load(gates: Gates) -> Float[Tensor, " heads"]:
 
 def entropy(shares: Float[Tensor, "*rows H"]) -> Float[Tensor, "*rows"]:
     """-sum_h p_h log p_h (nats) of shares that sum to one: log H if alike, 0 if one has all."""
-    return -torch.special.xlogy(shares, shares).sum(dim=-1)
+    logarithms = shares.where(shares != 0, 1.0).log()  # a share of zero adds 0, with gradient 0
+    return -(shares * logarithms).sum(dim=-1)
 
 
 def heads_in_use(gates: Gates) -> Float[Tensor, ""]:
@@ -251,6 +252,22 @@ def choice_information(types: Int[Tensor, "*tokens"], gates: Gates, count: int) 
     apart = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0, keepdim=True)
     ratio = joint / apart.clamp(min=torch.finfo(apart.dtype).tiny)
     return float(torch.special.xlogy(joint, ratio).sum())
+
+
+def check_ways(shared_scores: Tensor, routed_scores: Tensor, way_scores: Tensor) -> None:
+    """Check the scores of two kinds of heads, and that there is one pair of ways for each token."""
+    check_tensor("shared_scores", shared_scores)
+    check_tensor("routed_scores", routed_scores)
+    check_tensor("way_scores", way_scores)
+    tokens = shared_scores.shape[:-1]
+    for name, scores in (("routed_scores", routed_scores), ("way_scores", way_scores)):
+        if scores.shape[:-1] != tokens:
+            raise ValueError(
+                f"{name} must be for the tokens of shared_scores, {tuple(tokens)}, "
+                f"got shape {tuple(scores.shape)}"
+            )
+    if way_scores.shape[-1] != 2:
+        raise ValueError(f"way_scores must be two a token, got {way_scores.shape[-1]}")
 
 
 def check_active(active: int, heads: int) -> None:

@@ -164,3 +164,27 @@ def test_other_wrong_input_names_the_argument():
         choice_information(torch.zeros(3, dtype=torch.long), torch.zeros(2, 4), 2)
     with pytest.raises(ValueError, match=r"types must lie in 0 \.\.\. 1"):
         choice_information(torch.tensor([0, 2]), torch.ones(2, 4), 2)
+
+
+def test_the_entropy_of_gates_has_a_gradient_where_gates_are_zero():
+    gates = torch.tensor([[0.5, 0.3, 0.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gate_entropy(gates), gates)
+    shares = torch.tensor([0.5, 0.3], dtype=torch.float64) / 0.8
+    value = -(shares * shares.log()).sum()
+    torch.testing.assert_close(gradient[0, :2], -(shares.log() + value) / 0.8)
+    assert gradient[0, 2].isfinite()
+
+
+@pytest.mark.parametrize("gates_of", [two_way_gates, level_two_way_gates])
+@pytest.mark.parametrize(
+    ("routed", "ways", "message"),
+    [
+        ((1, 3, 2), (1, 3, 1), "way_scores must be two a token, got 1"),
+        ((1, 3, 2), (1, 3, 3), "way_scores must be two a token, got 3"),
+        ((1, 3, 2), (1, 2, 2), "way_scores must be for the tokens of shared_scores"),
+        ((2, 3, 2), (1, 3, 2), "routed_scores must be for the tokens of shared_scores"),
+    ],
+)
+def test_scores_of_two_kinds_of_heads_are_for_the_same_tokens(gates_of, routed, ways, message):
+    with pytest.raises(ValueError, match=message):
+        gates_of(torch.randn(1, 3, 4), torch.randn(routed), torch.randn(ways), 1)

@@ -8,6 +8,7 @@ from attnlib.memory.delta_rule import delta_rule_recurrent
 from attnlib.memory.hebbian import (
     expected_lookup_error,
     hebbian_attention,
+    hebbian_attention_step,
     hebbian_conditioning,
     hebbian_read,
     hebbian_write,
@@ -110,3 +111,28 @@ def test_half_precision_is_summed_in_single():
     state = hebbian_write(key, key)
     assert state.dtype == torch.float32
     assert hebbian_read(key, state).dtype == torch.bfloat16
+
+
+def test_the_step_stays_in_range_where_the_batch_does():
+    query = torch.full((1, 3, 64), 10.0, dtype=torch.float16)
+    value = torch.full((1, 3, 2), 5.0, dtype=torch.float16)
+    read, _ = hebbian_attention_step(None, query, query, value)
+    torch.testing.assert_close(read, hebbian_attention(query, query, value, is_causal=True))
+
+
+def test_the_step_wants_one_key_a_query_and_a_scale():
+    tokens = normal(1, 5, 4)
+    with pytest.raises(ValueError, match="query"):
+        hebbian_attention_step(None, tokens[:, :1], tokens, tokens)
+    with pytest.raises(ValueError, match="scale"):
+        hebbian_attention_step(None, tokens, tokens, tokens, scale=float("nan"))
+
+
+def test_conditioning_with_an_unstable_rate_is_refused():
+    present, outcome = torch.ones(60, 2), torch.ones(60)
+    assert rescorla_wagner(present, outcome, rate=1.0)[-1].isfinite().all()
+    with pytest.raises(ValueError, match=r"rate must keep rate \|x\|\^2 <= 2 .* got 3"):
+        rescorla_wagner(present, outcome, rate=1.5)
+    for rule in (rescorla_wagner, hebbian_conditioning):
+        with pytest.raises(ValueError, match="rate must be positive and finite"):
+            rule(present, outcome, rate=float("inf"))

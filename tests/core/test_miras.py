@@ -225,8 +225,10 @@ def test_states_do_not_grow(step):
 def test_too_large_a_rate_is_refused_or_named_when_the_memory_diverges():
     query, key, value, _ = drawn(1)
     query, key, value = (x.expand(2, 2, 3000, -1) for x in (query, key, value))
-    with pytest.raises(ValueError, match="rate must be smaller: the memory diverged"):
+    with pytest.raises(ValueError, match=r"rate must keep the memory stable.* 1.5 times as large"):
         miras_recurrent(query, key, value, DELTA_RULE, rate=3.0)
+    with pytest.raises(ValueError, match="rate must be smaller: the memory diverged"):
+        miras_recurrent(query, key, value, Miras(bias=power_bias(3.0)), rate=3.0)
     with pytest.raises(ValueError, match="rate must be at most 2"):
         yaad_attention(query, key, value, rate=2.5)
     with pytest.raises(ValueError, match="rate must be at most 2"):

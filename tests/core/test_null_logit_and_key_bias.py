@@ -237,3 +237,18 @@ def test_wrong_numbers_of_heads_in_a_layer_are_refused():
         layer(torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match="heads"):
         NullLogitAttention(heads=0)
+
+
+def test_one_null_logit_serves_all_heads():
+    torch.manual_seed(0)
+    query, null = torch.randn(2, 5, 4, dtype=torch.float64), torch.tensor([0.5]).double()
+    found = null_logit_attention(query, query, query, null_logit=null)
+    assert (found - null_logit_attention(query, query, query, null_logit=0.5)).abs().max() < 1e-12
+
+
+def test_a_score_change_or_support_of_another_form_is_refused_by_name():
+    query = torch.randn(2, 5, 4)
+    with pytest.raises(ValueError, match="score_mod must keep the shape"):
+        null_logit_attention(query, query, query, score_mod=lambda s, b, h, i, j: s.sum())
+    with pytest.raises((ValueError, TypeError), match="support"):
+        null_logit_attention(query, query, query, support=lambda b, h, i, j: i - j)

@@ -97,9 +97,10 @@ class ConvertedHeads(GatedHeads):
     ) -> Routing:
         """The gates of the tokens x, from the lengths of their queries."""
         lengths = query[:, self.shared :].norm(dim=-1).mT
-        tiny = torch.finfo(lengths.dtype).tiny
-        spread = lengths.std(dim=-1, keepdim=True) if lengths.shape[-1] > 1 else 1.0
-        scores = lengths / (spread + tiny)
+        scores = lengths
+        if lengths.shape[-1] > 1:  # in half precision, lengths of one token may well be equal
+            least = torch.finfo(lengths.dtype).eps
+            scores = lengths / lengths.std(dim=-1, keepdim=True).clamp(min=least)
         chance = scores.softmax(dim=-1)
         chosen = chosen_heads(scores, self.active) * (1 + (chance - chance.detach()))
         always = chosen.new_ones(*chosen.shape[:-1], self.shared)
