@@ -31,8 +31,12 @@ MODULES = (
     "where_sinks_come_from_programs",
     "mixtures_of_heads",
     "mixtures_of_heads_programs",
+    "content_routing",
+    "content_routing_programs",
     "test_time_memory",
     "test_time_memory_programs",
+    "windows_and_neighborhoods",
+    "windows_and_neighborhoods_programs",
     "triton_in_an_hour",
     "from_loop_to_kernel",
 )

@@ -4,7 +4,10 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ["attend", "checks", "score", "support", "weight", "read", "memory", "atlas", "conformance"]
+CORE = [
+    "attend", "checks", "score", "support", "patterns", "weight", "read", "memory", "atlas",
+    "conformance",
+]  # fmt: skip
 CORE_MAY = {"torch", "einops", "jaxtyping", "numpy"}
 KERNELS_MAY = {"torch", "triton"}
 PROOFS_MAY = {"fla", "flash_sigmoid", "flashinfer", "natten"}  # peers, where they are installed
