@@ -6,6 +6,7 @@ Needs matplotlib (and Pillow, which comes with it). Nothing else in attnlib impo
 from attnlib.figures.cost import cost_plot, fit_exponent
 from attnlib.figures.curves import curves
 from attnlib.figures.frames import frames
+from attnlib.figures.grid_viewer import grid_viewer, grid_viewer_html
 from attnlib.figures.heatmaps import heatmap, heatmaps
 from attnlib.figures.points import points
 from attnlib.figures.roofline import roofline
@@ -24,6 +25,8 @@ __all__ = [
     "figure_html",
     "fit_exponent",
     "frames",
+    "grid_viewer",
+    "grid_viewer_html",
     "heatmap",
     "heatmaps",
     "palette_png",
