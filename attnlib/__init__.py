@@ -70,6 +70,7 @@ from attnlib.read.log_normal_attention import log_normal_attention
 from attnlib.read.performer import performer_attention
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.rank_augmented import rank_augmented_attention
+from attnlib.read.routing_attention import RoutingAttention, routing_attention
 from attnlib.read.shared_heads import (
     grouped_query_attention,
     multi_query_attention,
@@ -111,6 +112,7 @@ __all__ = [
     "LinearState",
     "NullLogitAttention",
     "Promises",
+    "RoutingAttention",
     "StreamingCache",
     "System",
     "Taxonomy",
@@ -180,6 +182,7 @@ __all__ = [
     "renormalized_gates",
     "retention",
     "reweighted_softplus_attention",
+    "routing_attention",
     "score",
     "short_long_convolution",
     "sigmoid_attention",
