@@ -5,5 +5,24 @@ can be given to `attend`, to `tiled_support` and to FlexAttention.
 """
 
 from attnlib.patterns.grid import axial, blocks, disc, halo, neighborhood, rectangles
+from attnlib.patterns.sequence import (
+    contiguous_blocks,
+    fixed,
+    global_and_window,
+    random_blocks,
+    strided,
+)
 
-__all__ = ["axial", "blocks", "disc", "halo", "neighborhood", "rectangles"]
+__all__ = [
+    "axial",
+    "blocks",
+    "contiguous_blocks",
+    "disc",
+    "fixed",
+    "global_and_window",
+    "halo",
+    "neighborhood",
+    "random_blocks",
+    "rectangles",
+    "strided",
+]
