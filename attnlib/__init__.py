@@ -40,6 +40,7 @@ from attnlib.memory.streaming_cache import StreamingCache
 from attnlib.memory.test_time_training import ttt_linear_attention
 from attnlib.memory.tree import tree_attention
 from attnlib.read.agent_attention import agent_attention
+from attnlib.read.all_or_here import all_or_here_attention
 from attnlib.read.attention_experts import soft_attention_experts
 from attnlib.read.based_attention import based_attention
 from attnlib.read.bidirectional import bidirectional_attention
@@ -56,6 +57,7 @@ from attnlib.read.head_routing import (
     top_k_gates,
     two_way_gates,
 )
+from attnlib.read.head_spans import SpanRule, head_spans_attention
 from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
 from attnlib.read.hybrid_heads import hybrid_heads
 from attnlib.read.injective_attention import injective_attention
@@ -78,6 +80,7 @@ from attnlib.read.shared_heads import (
 )
 from attnlib.read.skipped_heads import gated_heads_attention, skipped_heads_attention
 from attnlib.read.sub_tokens import merge_tokens, split_tokens
+from attnlib.read.task_global import task_global_attention
 from attnlib.read.taylor_attention import taylor_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
@@ -113,6 +116,7 @@ __all__ = [
     "NullLogitAttention",
     "Promises",
     "RoutingAttention",
+    "SpanRule",
     "StreamingCache",
     "System",
     "Taxonomy",
@@ -122,6 +126,7 @@ __all__ = [
     "agent_attention",
     "all_but_one_gates",
     "all_mechanisms",
+    "all_or_here_attention",
     "attend",
     "based_attention",
     "bidirectional_attention",
@@ -148,6 +153,7 @@ __all__ = [
     "gaussian_adaptive_attention",
     "get",
     "grouped_query_attention",
+    "head_spans_attention",
     "hebbian_attention",
     "hedgehog_attention",
     "hgrn2_attention",
@@ -201,6 +207,7 @@ __all__ = [
     "streaming_attention",
     "streaming_attention_step",
     "support",
+    "task_global_attention",
     "taylor_attention",
     "top_k_gates",
     "tree_attention",
