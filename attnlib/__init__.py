@@ -69,6 +69,10 @@ from attnlib.read.linear_attention import (
     linear_attention_step,
 )
 from attnlib.read.log_normal_attention import log_normal_attention
+from attnlib.read.neighborhood_attention import (
+    generalized_neighborhood_attention,
+    neighborhood_attention,
+)
 from attnlib.read.performer import performer_attention
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.rank_augmented import rank_augmented_attention
@@ -151,6 +155,7 @@ __all__ = [
     "gated_heads_attention",
     "gated_linear_attention",
     "gaussian_adaptive_attention",
+    "generalized_neighborhood_attention",
     "get",
     "grouped_query_attention",
     "head_spans_attention",
@@ -176,6 +181,7 @@ __all__ = [
     "mixed_branches",
     "moneta_attention",
     "multi_query_attention",
+    "neighborhood_attention",
     "neural_memory_attention",
     "null_logit_attention",
     "performer_attention",
