@@ -182,7 +182,7 @@ class GatedPositionalAttention(nn.Module):
                 "attn_mask must be None: every place of the grid is read, "
                 f"got {type(attn_mask).__name__}"
             )
-        _check_tokens(x, self.grid)
+        check_tokens(x, self.grid)
         query, key, value = (
             split_heads(to(x), self.heads) for to in (self.to_query, self.to_key, self.to_value)
         )
@@ -258,7 +258,7 @@ def nonlocality(
 
     Source: d'Ascoli et al. (2021), eq. 8.
     """
-    _check_tokens(weights, check_grid(grid))
+    check_tokens(weights, check_grid(grid))
     length = torch.tensor([[1.0, 0.0, 0.0]], dtype=weights.dtype)
     distance = position_scores(length, grid)[0].sqrt()
     return (weights * distance).sum(-1).mean(-1)
@@ -275,7 +275,8 @@ def _kernel_size(heads: int) -> int:
     return size
 
 
-def _check_tokens(x: Tensor, grid: tuple[int, int]) -> None:
+def check_tokens(x: Tensor, grid: tuple[int, int]) -> None:
+    """Check that x has a token for each place of the grid."""
     check_tensor("x", x)
     if x.dim() < 2 or x.shape[-2] != math.prod(grid):
         raise ValueError(
