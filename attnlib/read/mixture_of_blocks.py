@@ -100,8 +100,8 @@ def dense_moba_attention(
         grouped_query=False,
         padding=False,
         arguments=lambda query, key, value: {
-            "block_size": 2,
-            "top_k": min(4, max(1, -(-key.shape[-2] // 2))),
+            "block_size": 3,
+            "top_k": min(4, max(1, -(-key.shape[-2] // 3))),
         },
     ),
     taxonomy=Taxonomy(
