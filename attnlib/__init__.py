@@ -69,6 +69,7 @@ from attnlib.read.linear_attention import (
     linear_attention_step,
 )
 from attnlib.read.log_normal_attention import log_normal_attention
+from attnlib.read.mixture_of_groups import mixture_of_groups_attention
 from attnlib.read.neighborhood_attention import (
     generalized_neighborhood_attention,
     neighborhood_attention,
@@ -179,6 +180,7 @@ __all__ = [
     "memory",
     "merge_tokens",
     "mixed_branches",
+    "mixture_of_groups_attention",
     "moneta_attention",
     "multi_query_attention",
     "neighborhood_attention",
