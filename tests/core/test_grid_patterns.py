@@ -145,11 +145,8 @@ def test_an_axial_support_is_one_line_of_the_grid(axis):
 
 SUPPORTS = [
     neighborhood((4, 8), 3, dilation=(1, 2)),
-    blocks((4, 8), (2, 4), shift=1),
     halo((4, 8), (2, 4), 1),
     disc((4, 8), 2.5),
-    rectangles((4, 8), 2, 4),
-    axial((4, 8), 1),
 ]
 
 
