@@ -11,9 +11,9 @@ from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.backend import gradient_wanted
 from attnlib.checks import check_count, check_scale
+from attnlib.patterns.grid import disc
 from attnlib.read.chunked_softmax import chunks
 from attnlib.read.grid_offsets import (
-    check_grid_of_places,
     check_on_grid,
     disc_offsets,
     gathered,
@@ -29,18 +29,12 @@ def text_and_disc(grid: tuple[int, ...], radius: float, text: int = 0) -> Suppor
     The first `text` tokens are text, the others the places of the grid, row by row; a place sees
     the places at a squared distance below radius^2. Source: Liu et al. (2024), eq. 3.
     """
-    check_grid_of_places(grid)
-    disc_offsets(radius)
     check_count("text", text)
+    in_disc = disc(grid, radius)
 
     def near(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        squared = 0
-        for axis, size in enumerate(grid):
-            stride = math.prod(grid[axis + 1 :])
-            of_query = (q_idx - text) // stride % size
-            of_key = (kv_idx - text) // stride % size
-            squared = squared + (of_query - of_key) ** 2
-        return (q_idx < text) | (kv_idx < text) | (squared < radius**2)
+        of_text = (q_idx < text) | (kv_idx < text)
+        return of_text | in_disc(b, h, q_idx - text, kv_idx - text)
 
     return Support(near, f"text_and_disc({grid}, {radius}, {text})")
 
@@ -124,7 +118,7 @@ def disc_attention(
     check_on_grid(query, key, value, grid, before=text)
     check_scale(scale)
     check_count("run", run, least=1)
-    offsets = disc_offsets(radius, len(grid))
+    offsets = disc_offsets(radius, grid)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
     def read_run(query: Tensor, key: Tensor, value: Tensor, rows: slice) -> Tensor:

@@ -64,48 +64,84 @@ def fovea(grid: Grid, window: int) -> Support:
     return Support(seen, f"fovea({grid}, {window})")
 
 
-def foveal_weights(
+def aggregated_weights(
     query: Float[Tensor, "*heads N D"],
     key: Float[Tensor, "*heads N D"],
-    coarse_key: Float[Tensor, "*heads S D"],
+    pooled_key: Float[Tensor, "*heads S D"],
     *,
     grid: Grid,
     window: int,
     scale: float | None = None,
-    bias: Float[Tensor, "heads P"] | None = None,
+    bias: Float[Tensor, "heads 1 P"] | None = None,
 ) -> tuple[Float[Tensor, "*heads N P"], Float[Tensor, "*heads N S"]]:
-    """Weights of the P = window^2 places around each query and of the S coarse keys.
+    """Weights of the P = window^2 places around each query, and of the S coarse keys.
 
-    Both together sum to one. `bias` is added to the scores of the window, one number for each head
-    and offset; a place off the grid has weight zero. No N x N matrix is made.
+    Both together sum to one. `bias` is added to the scores of the window. A place off the grid has
+    weight zero. No N x N matrix is made.
     """
     check_window(window, grid)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     places, inside = places_at(grid, window_offsets(window), slice(0, math.prod(grid)))
-    query = query * scale
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     fine = (query[..., None, :] @ gathered(key, places).mT).squeeze(-2)
-    if bias is not None:
-        fine = fine + bias[:, None]
-    scores = torch.cat((fine, query @ coarse_key.mT), dim=-1)
-    inside = inside.to(query.device)
-    seen = torch.cat((inside, inside.new_ones(len(inside), coarse_key.shape[-2])), dim=-1)
+    fine = fine if bias is None else fine + bias
+    scores = torch.cat((fine, query @ pooled_key.mT), dim=-1)
+    everywhere = inside.new_ones(len(inside), pooled_key.shape[-2])
+    seen = torch.cat((inside, everywhere), dim=-1).to(query.device)
     weights = softmax(scores, seen.expand_as(scores))
-    return weights.split((fine.shape[-1], coarse_key.shape[-2]), dim=-1)
+    return weights.split((window**2, pooled_key.shape[-2]), dim=-1)
 
 
-def foveal_read(
-    weights: tuple[Float[Tensor, "*heads N P"], Float[Tensor, "*heads N S"]],
+def window_read(
+    weights: Float[Tensor, "*heads N P"],
     value: Float[Tensor, "*heads N E"],
-    coarse_value: Float[Tensor, "*heads S E"],
     *,
     grid: Grid,
     window: int,
 ) -> Float[Tensor, "*heads N E"]:
-    """The sum of the fine values around each query and of the coarse ones, by their weights."""
-    fine, coarse = weights
-    places, _ = places_at(grid, window_offsets(window), slice(0, math.prod(grid)))
-    near = (fine[..., None, :] @ gathered(value, places)).squeeze(-2)
-    return near + coarse @ coarse_value
+    """The weighted sum of the values around each place; what lies off the grid is not read."""
+    places, inside = places_at(grid, window_offsets(window), slice(0, math.prod(grid)))
+    weights = weights * inside.to(weights.device)
+    return (weights[..., None, :] @ gathered(value, places)).squeeze(-2)
+
+
+def aggregated_attention(
+    query: Float[Tensor, "*heads N D"],
+    key: Float[Tensor, "*heads N D"],
+    value: Float[Tensor, "*heads N E"],
+    pooled_key: Float[Tensor, "*heads S D"],
+    pooled_value: Float[Tensor, "*heads S E"],
+    *,
+    grid: Grid,
+    window: int,
+    scale: float | None = None,
+) -> Float[Tensor, "*heads N E"]:
+    r"""One softmax over the window around a place and over S coarse keys, wherever they come from.
+
+    .. math:: o_i = \sum_{j \in \rho(i)} w_{ij} v_j + \sum_{c} w_{ic} \bar v_c, \qquad
+        \sum_{j} w_{ij} + \sum_c w_{ic} = 1
+
+    Shapes: query, key (..., heads, N, D), value (..., heads, N, E), N = rows * columns;
+    pooled_key (..., heads, S, D), pooled_value (..., heads, S, E).
+    Cost: time and memory N (window^2 + S) (D + E); no N x N matrix.
+    Raises ValueError for shapes that do not fit and a window that is even or too wide.
+    Source: Shi (2024), TransNeXt, section 3.1.
+    """
+    check_on_grid(query, key, value, grid)
+    check_scale(scale)
+    for name, tensor, like in (
+        ("pooled_key", pooled_key, key),
+        ("pooled_value", pooled_value, value),
+    ):
+        wanted = (*like.shape[:-2], pooled_key.shape[-2], like.shape[-1])
+        if tuple(tensor.shape) != wanted:
+            raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    q, k, v, coarse_k, coarse_v = (
+        tensor.to(dtype) for tensor in (query, key, value, pooled_key, pooled_value)
+    )
+    where = {"grid": grid, "window": window}
+    fine, coarse = aggregated_weights(q, k, coarse_k, scale=scale, **where)
+    return (window_read(fine, v, **where) + coarse @ coarse_v).to(query.dtype)
 
 
 def dense_foveal_attention(
@@ -174,14 +210,11 @@ def foveal_attention(
     Shapes: query, key (..., heads, N, D), value (..., heads, N, E), N = rows * columns.
     Cost: time and memory N (window^2 + S) (D + E), S = pool[0] * pool[1]; no N x N matrix.
     Raises ValueError for an even window or one that is too wide, and cells that do not divide.
-    Source: Shi (2024), TransNeXt, eqs. 1 to 4, with a plain mean in the place of the paper's
-    activated projection (that is `attnlib.models.AggregatedAttention`). Derived in chapter 8.1.
+    Source: Shi (2024), TransNeXt, section 3.1, with a plain mean in the place of the activated
+    and normalized one (for that see `AggregatedAttention` in models). Derived in chapter 8.1.
     """
     check_on_grid(query, key, value, grid)
     check_pool(grid, pool)
     check_scale(scale)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    q, k, v = (tensor.to(dtype) for tensor in (query, key, value))
-    options = {"grid": grid, "window": window}
-    weights = foveal_weights(q, k, pooled(k, grid, pool), scale=scale, **options)
-    return foveal_read(weights, v, pooled(v, grid, pool), **options).to(query.dtype)
+    coarse = pooled(key, grid, pool), pooled(value, grid, pool)
+    return aggregated_attention(query, key, value, *coarse, grid=grid, window=window, scale=scale)

@@ -43,25 +43,26 @@ def window_offsets(window: int, axes: int = 2) -> Int[Tensor, "P axes"]:
     check_count("window", window, least=1)
     if window % 2 == 0:
         raise ValueError(f"window must be odd, so that the query is its middle, got {window}")
-    return _offsets(window // 2, axes)
+    return _offsets((window // 2,) * axes)
 
 
-def disc_offsets(radius: float, axes: int = 2) -> Int[Tensor, "P axes"]:
+def disc_offsets(radius: float, grid: tuple[int, ...]) -> Int[Tensor, "P axes"]:
     """The offsets of squared length below radius squared: about pi radius^2 of them on a plane.
 
+    Offsets that lead off the grid from every place are left out.
     Raises ValueError for a radius that is not positive and finite.
     """
     if isinstance(radius, bool) or not isinstance(radius, int | float):
         raise TypeError(f"radius must be a number, got {type(radius).__name__}")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive and finite, got {radius}")
-    square = _offsets(math.ceil(radius) - 1, axes)
-    return square[square.square().sum(-1) < radius**2]
+    box = _offsets(tuple(min(math.ceil(radius), size) - 1 for size in grid))
+    return box[box.square().sum(-1) < radius**2]
 
 
-def _offsets(reach: int, axes: int) -> Int[Tensor, "P axes"]:
-    line = torch.arange(-reach, reach + 1)
-    return torch.cartesian_prod(*[line] * axes).view(-1, axes)
+def _offsets(reach: tuple[int, ...]) -> Int[Tensor, "P axes"]:
+    lines = [torch.arange(-most, most + 1) for most in reach]
+    return torch.cartesian_prod(*lines).view(-1, len(reach))
 
 
 def places_at(

@@ -7,42 +7,19 @@ from torch import Tensor
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
 from attnlib.attend import attend
-from attnlib.checks import check_count, check_scale
+from attnlib.checks import check_scale
+from attnlib.patterns.grid import for_each_axis, rectangles
 from attnlib.read.disc_attention import near_square
 from attnlib.read.grid_offsets import check_on_grid
-from attnlib.support import Support
 from attnlib.weight.softmax import softmax
 
 Pair = tuple[int, int]
 
 
-def check_tiling(grid: Pair, window: Pair, shift: Pair) -> None:
-    """Check that windows tile the grid and that a shift is shorter than its window."""
-    for name, pair, least in (("grid", grid, 1), ("window", window, 1), ("shift", shift, 0)):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"{name} must be a pair (rows, columns), got {pair!r}")
-        for number in pair:
-            check_count(name, number, least=least)
-    if any(size % side for size, side in zip(grid, window, strict=True)):
-        raise ValueError(f"window must divide grid {grid} along each axis, got {window}")
-    if any(step >= side for step, side in zip(shift, window, strict=True)):
-        raise ValueError(f"shift must be smaller than window {window} along each axis, got {shift}")
-
-
-def tiles(grid: Pair, window: Pair, shift: Pair = (0, 0)) -> Support:
-    """The keys in the query's own window; windows begin at `shift` and never wrap around.
-
-    With a shift the windows at the borders are smaller than the others.
-    """
-    check_tiling(grid, window, shift)
-    (_, columns), (height, width) = grid, window
-
-    def together(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        row_window = [(i // columns + height - shift[0]) // height for i in (q_idx, kv_idx)]
-        column_window = [(i % columns + width - shift[1]) // width for i in (q_idx, kv_idx)]
-        return (row_window[0] == row_window[1]) & (column_window[0] == column_window[1])
-
-    return Support(together, f"tiles({grid}, {window}, {shift})")
+def checked_shift(grid: Pair, height: int, width: int, shift: int | Pair) -> Pair:
+    """The shift of each axis, once rectangles are sure to tile the grid."""
+    rectangles(grid, height, width, shift)
+    return for_each_axis("shift", shift, grid, least=0)
 
 
 def dense_rectangle_attention(
@@ -51,19 +28,21 @@ def dense_rectangle_attention(
     value: Float[Tensor, "*heads N E"],
     *,
     grid: Pair,
-    window: Pair,
-    shift: Pair = (0, 0),
+    height: int,
+    width: int,
+    shift: int | Pair = 0,
     scale: float | None = None,
 ) -> Float[Tensor, "*heads N E"]:
-    """`attend` with the support `tiles`: what `rectangle_attention` must equal."""
-    return attend(query, key, value, support=tiles(grid, window, shift), scale=scale)
+    """`attend` with the support `rectangles`: what `rectangle_attention` must equal."""
+    support = rectangles(grid, height, width, shift)
+    return attend(query, key, value, support=support, scale=scale)
 
 
-def trial_tiles(query: Tensor, key: Tensor, value: Tensor) -> dict:
-    """A grid, a window and a shift for a trial call."""
+def trial_rectangles(query: Tensor, key: Tensor, value: Tensor) -> dict:
+    """A grid, rectangles and a shift for a trial call."""
     grid = near_square(query.shape[-2])
-    window = (1 if grid[0] % 2 else 2, 4 if grid[1] % 4 == 0 else grid[1])
-    return {"grid": grid, "window": window, "shift": (window[0] // 2, window[1] // 2)}
+    height, width = 1 if grid[0] % 2 else 2, 4 if grid[1] % 4 == 0 else grid[1]
+    return {"grid": grid, "height": height, "width": width, "shift": (height // 2, width // 2)}
 
 
 @mechanism(
@@ -84,7 +63,7 @@ def trial_tiles(query: Tensor, key: Tensor, value: Tensor) -> dict:
         grouped_query=False,
         padding=False,
         shortest=1,
-        arguments=trial_tiles,
+        arguments=trial_rectangles,
     ),
     taxonomy=Taxonomy("self", "single", "local", "multi-head"),
 )
@@ -94,11 +73,12 @@ def rectangle_attention(
     value: Float[Tensor, "*heads N E"],
     *,
     grid: Pair,
-    window: Pair,
-    shift: Pair = (0, 0),
+    height: int,
+    width: int,
+    shift: int | Pair = 0,
     scale: float | None = None,
 ) -> Float[Tensor, "*heads N E"]:
-    r"""Softmax attention of each place to the window of `window` = (height, width) that holds it.
+    r"""Softmax attention of each place to the `height` x `width` window that holds it.
 
     .. math:: S_i = \{ j : \lfloor (y_j - s_y) / h \rfloor = \lfloor (y_i - s_y) / h \rfloor, \;
         \lfloor (x_j - s_x) / w \rfloor = \lfloor (x_i - s_x) / w \rfloor \}
@@ -111,7 +91,7 @@ def rectangle_attention(
     Raises ValueError for windows that do not tile the grid and shifts not below the window.
     Source: Chen et al. (2022), CAT, section 3.2. Derived in chapter 8.1.
     """
-    check_tiling(grid, window, shift)
+    shift, window = checked_shift(grid, height, width, shift), (height, width)
     check_on_grid(query, key, value, grid)
     check_scale(scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
