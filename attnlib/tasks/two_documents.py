@@ -1,0 +1,124 @@
+"""Two documents about the same people: a gap in the second is filled by reading the first.
+
+Tokens 0 ... people - 1 are people, the next `roles` tokens are roles, then come the words, the gap
+(a masked token) and the mark between the documents.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from attnlib.tasks.task import IGNORE, Task, check_sizes, distinct, generator_from
+
+
+class ClozeBatch(NamedTuple):
+    """Both documents in one row, the person that stood at each gap, and where the gaps are."""
+
+    tokens: Int[Tensor, "batch N"]
+    targets: Int[Tensor, "batch N"]
+    is_gap: Bool[Tensor, "batch N"]
+
+
+@dataclass(frozen=True)
+class TwoDocuments(Task):
+    """words role person words ... mark ... words role gap words: who plays the role?
+
+    The first document names a person right after each of `facts` different roles, among words at
+    random. The second mentions `gaps` of these roles again, each followed by a gap whose target is
+    the person. With `told=True` the second document names the person instead of leaving it to the
+    first: it stands right behind the gap.
+    Shapes: tokens, targets and is_gap (batch, 2 document + 1); the documents are `document` long.
+    Source of the idea: Caciularu et al. (2021), section 2.
+    """
+
+    document: int = 31
+    facts: int = 4
+    gaps: int = 2
+    people: int = 16
+    roles: int = 8
+    words: int = 16
+    told: bool = False
+
+    def __post_init__(self):
+        check_sizes(
+            document=self.document,
+            facts=self.facts,
+            gaps=self.gaps,
+            people=self.people,
+            roles=self.roles,
+            words=self.words,
+        )
+        for name, size, least in (
+            ("facts", self.facts, self.gaps),
+            ("roles", self.roles, self.facts),
+            ("people", self.people, self.facts),
+            ("document", self.document, 4 * self.facts),
+        ):
+            if size < least:
+                raise ValueError(f"{name} must be at least {least}, got {size}")
+
+    @property
+    def length(self) -> int:
+        """Places in a row: two documents and the mark between them."""
+        return 2 * self.document + 1
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self.people + self.roles + self.words + 2
+
+    @property
+    def gap(self) -> int:
+        """The token that stands for a masked person."""
+        return self.vocabulary - 2
+
+    @property
+    def mark(self) -> int:
+        """The token between the documents."""
+        return self.vocabulary - 1
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing any person."""
+        return 1 / self.people
+
+    @property
+    def unbound(self) -> float:
+        """Accuracy of knowing who is named, but not with which role."""
+        return 1 / self.facts
+
+    @property
+    def optimum(self) -> float:
+        """Accuracy of reading the person behind the role."""
+        return 1.0
+
+    def batch(self, size: int, seed: int | torch.Generator) -> ClozeBatch:
+        """Pairs of documents; the same people and roles, other words."""
+        generator = generator_from(seed)
+        first_word = self.people + self.roles
+        tokens = torch.randint(
+            first_word, first_word + self.words, (size, self.length), generator=generator
+        )
+        tokens[:, self.document] = self.mark
+        person = distinct(size, self.facts, self.people, generator)
+        role = self.people + distinct(size, self.facts, self.roles, generator)
+        places = self._pairs_of_places(size, self.facts, generator)
+        tokens.scatter_(1, places, role)
+        tokens.scatter_(1, places + 1, person)
+        targets = torch.full_like(tokens, IGNORE)
+        asked = self.document + 1 + self._pairs_of_places(size, self.gaps, generator)
+        tokens.scatter_(1, asked, role[:, : self.gaps])
+        tokens.scatter_(1, asked + 1, self.gap)
+        targets.scatter_(1, asked + 1, person[:, : self.gaps])
+        if self.told:  # the person is named right behind its gap as well
+            tokens.scatter_(1, asked + 2, person[:, : self.gaps])
+        return ClozeBatch(tokens, targets, tokens == self.gap)
+
+    def _pairs_of_places(self, size: int, count: int, generator: torch.Generator) -> Tensor:
+        """`count` places a row with two free places behind each, none of which overlap."""
+        slots = distinct(size, count, self.document - 2 * count, generator).sort(-1).values
+        slots = slots + 2 * torch.arange(count)
+        return slots.gather(1, distinct(size, count, count, generator))
