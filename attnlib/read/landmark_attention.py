@@ -70,9 +70,9 @@ def dense_landmark_attention(
 
 
 def some_landmarks(query: Tensor, key: Tensor, value: Tensor) -> dict:
-    """Blocks of 4 keys for a trial; every landmark points where its block's last key points."""
-    last = [min(start + 4, key.shape[-2]) - 1 for start in range(0, key.shape[-2], 4)]
-    return {"landmark": key[..., last, :].detach().clone(), "block_size": 4}
+    """Blocks of 4 keys for a trial, three are retrieved; a landmark is its block's first key."""
+    landmark = key[..., ::4, :].detach().clone()
+    return {"landmark": landmark, "block_size": 4, "top_k": min(3, landmark.shape[-2])}
 
 
 @mechanism(
@@ -125,7 +125,7 @@ def landmark_attention(
     `query_positions` places the queries elsewhere than at 0 ... N - 1 plus `query_offset`.
 
     Cost: N M (D + E) without `top_k`; with it N M D / B + T B N (D + E), T = top_k + 1.
-    Source: Mohtashami and Jaggi (2023), eqs. 2 to 4. Derived in chapter 6.1.
+    Source: Mohtashami and Jaggi (2023), section 3. Derived in chapter 6.1.
     """
     check_landmarks(query, key, value, landmark, block_size, top_k)
     check_scale(scale)
@@ -159,7 +159,7 @@ def read_retrieved(query, key, value, landmark, positions, block_size, top_k, sc
         query, key, value, past | is_own, positions, block_size=block_size, scale=scale
     )
     entered = own[reads.row % queries] == reads.block
-    score = scores.reshape(-1, scores.shape[-1])[reads.row, reads.block]
+    score = scores.reshape(query.shape[:-1].numel(), scores.shape[-1])[reads.row, reads.block]
     part = seen_through(score[:, None], reads.part)
     chosen = (torch.where(entered[:, None], a, b) for a, b in zip(reads.part, part, strict=True))
     rows = query.shape[:-1]

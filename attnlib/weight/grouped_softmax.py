@@ -15,7 +15,7 @@ def grouped_softmax(
     `groups` numbers the group of each key of each row, from 0. Outside the support, and in a group
     without support, the weight is zero. Cost: time and memory N M.
     Raises ValueError for groups that are negative or no integers.
-    Source: Mohtashami and Jaggi (2023), eq. 2. Derived in chapter 6.1.
+    Source: Mohtashami and Jaggi (2023), section 3. Derived in chapter 6.1.
     """
     if groups.is_floating_point() or groups.dtype == torch.bool:
         raise ValueError(f"groups must be integers from 0, got {groups.dtype}")

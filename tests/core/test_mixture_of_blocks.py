@@ -94,10 +94,10 @@ def test_a_loud_key_is_found_far_away_and_diluted_by_its_block():
 
 
 def test_no_matrix_of_all_pairs_is_made():
-    query, key, value = (torch.randn(1, 2048, 8) for _ in range(3))
-    options = {"block_size": 64, "top_k": 3}
+    query, key, value = (torch.randn(1, 512, 8) for _ in range(3))
+    options = {"block_size": 32, "top_k": 3}
     made = largest_tensor(lambda: moba_attention(query, key, value, **options))
-    assert made <= 2048 * 64 < 2048 * 2048
+    assert made <= 512 * 32 < 512 * 512
 
 
 @pytest.mark.parametrize(
