@@ -50,6 +50,7 @@ from attnlib.read.efficient_attention import efficient_attention
 from attnlib.read.fastmax_attention import fastmax_attention
 from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
+from attnlib.read.halo_attention import halo_attention
 from attnlib.read.head_routing import (
     level_two_way_gates,
     relu_gates,
@@ -76,6 +77,7 @@ from attnlib.read.neighborhood_attention import (
 )
 from attnlib.read.performer import performer_attention
 from attnlib.read.pointing import pointer_attention
+from attnlib.read.radial_attention import radial_attention
 from attnlib.read.rank_augmented import rank_augmented_attention
 from attnlib.read.routing_attention import RoutingAttention, routing_attention
 from attnlib.read.shared_heads import (
@@ -87,6 +89,7 @@ from attnlib.read.skipped_heads import gated_heads_attention, skipped_heads_atte
 from attnlib.read.sub_tokens import merge_tokens, split_tokens
 from attnlib.read.task_global import task_global_attention
 from attnlib.read.taylor_attention import taylor_attention
+from attnlib.read.window_attention import window_attention
 from attnlib.score.additive_attention import additive_attention
 from attnlib.weight.context_broadcasting import context_broadcasting
 from attnlib.weight.entmax_attention import (
@@ -159,6 +162,7 @@ __all__ = [
     "generalized_neighborhood_attention",
     "get",
     "grouped_query_attention",
+    "halo_attention",
     "head_spans_attention",
     "hebbian_attention",
     "hedgehog_attention",
@@ -188,6 +192,7 @@ __all__ = [
     "null_logit_attention",
     "performer_attention",
     "pointer_attention",
+    "radial_attention",
     "rank_augmented_attention",
     "read",
     "reinforced_attention",
@@ -224,5 +229,6 @@ __all__ = [
     "unequal_heads_attention",
     "uniform_attention",
     "weight",
+    "window_attention",
     "yaad_attention",
 ]

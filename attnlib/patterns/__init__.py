@@ -12,6 +12,7 @@ from attnlib.patterns.sequence import (
     random_blocks,
     strided,
 )
+from attnlib.patterns.space_time import radial
 
 __all__ = [
     "axial",
@@ -22,6 +23,7 @@ __all__ = [
     "global_and_window",
     "halo",
     "neighborhood",
+    "radial",
     "random_blocks",
     "rectangles",
     "strided",

@@ -132,13 +132,7 @@ def blocks(grid: int | Axes, size: int | Axes, shift: int | Axes = 0) -> Support
     Source: Liu et al. (2021), section 3.2.
     """
     grid = check_grid(grid)
-    sizes = dividing_sizes("size", size, grid)
-    shifts = for_each_axis("shift", shift, grid, least=0)
-    for axis, (length, start) in enumerate(zip(sizes, shifts, strict=True)):
-        if start >= length:
-            raise ValueError(
-                f"shift must be less than size, got {start} and {length} on axis {axis}"
-            )
+    sizes, shifts = block_sides("size", size, shift, grid)
 
     def block_of(place: Tensor) -> tuple[Tensor, ...]:
         # One block more, so that no coordinate is negative.
@@ -150,6 +144,18 @@ def blocks(grid: int | Axes, size: int | Axes, shift: int | Axes = 0) -> Support
         return every(query == key for query, key in both) & inside(kv_idx, grid)
 
     return Support(seen, f"blocks({grid}, {sizes}, shift={shifts})")
+
+
+def block_sides(name: str, size: int | Axes, shift: int | Axes, grid: Axes) -> tuple[Axes, Axes]:
+    """The sides of a block and its shift on each axis, once blocks divide the grid."""
+    sizes = dividing_sizes(name, size, grid)
+    shifts = for_each_axis("shift", shift, grid, least=0)
+    for axis, (length, start) in enumerate(zip(sizes, shifts, strict=True)):
+        if start >= length:
+            raise ValueError(
+                f"shift must be less than {name}, got {start} and {length} on axis {axis}"
+            )
+    return sizes, shifts
 
 
 def halo(grid: int | Axes, size: int | Axes, halo: int | Axes, stride: int | Axes = 1) -> Support:
