@@ -1,9 +1,15 @@
-"""Runs of chapter 6.1's study: spans for heads, and when to read everything."""
+"""Runs of chapter 6.1's study: spans for heads, and when to read everything.
 
-from functools import cache, lru_cache, partial
+Both start from the same trained model of a seed: two layers of four heads, rotary positions, full
+attention, trained on `SparseNeed` texts of three lengths.
+"""
+
+import copy
+from collections.abc import Iterator
+from functools import cache, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnlib.models.all_or_here import AllOrHere, decisions, with_usage_penalty
 from attnlib.models.language import DecoderLM
@@ -16,167 +22,160 @@ from attnlib.models.span_search import (
     span_rules,
     with_operators,
 )
-from attnlib.read.head_spans import SpanRule
-from attnlib.tasks.needle import NeedleRetrieval
-from attnlib.tasks.sparse_need import SparseNeed
+from attnlib.tasks.sparse_need import NeedBatch, SparseNeed
 from attnlib.training import classification, train
 
-# ---- Spans for heads: a trained model is made to look less far, and not trained again.
+TASK = SparseNeed()
+LENGTHS, BATCHES = (32, 64, 128), (64, 32, 16)
+"""Lengths of the training texts, taken in turn, and how many of each make a batch."""
+WIDTH, LAYERS, HEADS = 32, 2, 4
+STEPS, TUNING_STEPS = 600, 200
+JUDGED = 256
+"""Texts that a model is profiled with, and other ones that it is tested with."""
 
 PROFILED = (32, 64)
-"""Lengths at which the influence of weights is measured."""
-TESTED = (64, 128, 256)
-"""The last two are longer than any text of training or profile."""
+"""Lengths at which the influence of weights is measured. The spans are tested at 128 as well."""
 BUDGET = 1 / 4
 """The mean span of all heads, as a share of the length."""
-LAYERS, HEADS = 2, 4
 SINKS = 1
-CANDIDATES = [Candidate(alpha, beta) for beta in (0.0, 0.25, 0.5, 1.0) for alpha in (2.0, 8.0)]
+CANDIDATES = [Candidate(alpha, beta) for beta in (0.0, 0.25, 0.5, 0.8) for alpha in (2.0, 8.0)]
 EVEN = Candidate(0.0, BUDGET)
+LONG = 0.5
+"""A head with at least this beta looks far."""
+PENALTY = 0.1
 
 
-def run_spans(*, spans: str, seed: int, steps: int = 400) -> dict[str, float]:
-    """Needle retrieval by a trained model whose heads look back less far.
+def texts(seed: int) -> Iterator[NeedBatch]:
+    """Batches of 2048 tokens without end, the three lengths in turn."""
+    sources = [
+        TASK.at(length).batches(size, seed) for length, size in zip(LENGTHS, BATCHES, strict=True)
+    ]
+    while True:
+        for source in sources:
+            yield next(source)
+
+
+def new_model(seed: int, **options) -> DecoderLM:
+    """The model of both experiments, untrained; its layers decide when asked to."""
+    model = DecoderLM(
+        TASK.vocabulary, width=WIDTH, heads=HEADS, layers=LAYERS, position="none", seed=seed
+    )
+    make = partial(AllOrHere, WIDTH, HEADS, position="rope", **options)
+    return with_attention(model, make, seed=seed)
+
+
+@cache
+def full_model(seed: int, steps: int = STEPS) -> DecoderLM:
+    """Full attention, trained once a seed."""
+    model = DecoderLM(
+        TASK.vocabulary, width=WIDTH, heads=HEADS, layers=LAYERS, position="rope", seed=seed
+    )
+    train(model, texts(seed), steps=steps, seed=seed, progress=False)
+    return model
+
+
+# ---- Spans for heads: the trained model is made to look less far, and not trained again.
+
+
+def run_spans(*, spans: str, seed: int, steps: int = STEPS) -> dict[str, float]:
+    """The trained model's answers when its heads look back less far.
 
     `spans`: "full"; "uniform", a quarter of the length for every head; "mixed", found by the
-    search at the same mean span; "exchanged", the control: the same spans, dealt out to other
-    heads. Values: `accuracy_N` over all needles of texts of N tokens, `far_N` over needles in the
-    first half, `keys_N` the mean span a head, `whole_heads` how many heads were given beta = 1.
+    search at the same mean span or less; "exchanged", the control: the same spans, dealt out so
+    that no head that looked far still does. Values, at each length N: `near_N` accuracy of answers
+    less than a quarter of the text away, `far_N` of those at least as far (which a uniform span
+    hides), `keys_N` the mean span; and `long_heads`, how many heads look far.
     """
-    task, model = needle_model(seed, steps)
-    kept = [block.attention.operator for block in model.blocks]
+    model = copy.deepcopy(full_model(seed, steps))
     rules = {
-        "full": lambda: None,
+        "full": lambda: [Candidate(0.0, 1.0)] * (LAYERS * HEADS),
         "uniform": lambda: [EVEN] * (LAYERS * HEADS),
         "mixed": lambda: searched(seed, steps),
         "exchanged": lambda: exchanged(searched(seed, steps), seed),
     }[spans]()
-    if rules is not None:
+    if spans != "full":
         with_operators(model, span_rules(rules, LAYERS, SINKS))
-    try:
-        values = {}
-        for length in TESTED:
-            values |= retrieval(model, task, length)
-            chosen = rules or [Candidate(0.0, 1.0)] * (LAYERS * HEADS)
-            values[f"keys_{length}"] = sum(c.span(length) for c in chosen) / len(chosen)
-    finally:
-        with_operators(model, kept)
-    whole = sum(c.beta == 1 for c in rules) if rules else LAYERS * HEADS
-    return values | {"whole_heads": whole}
+    values = {"long_heads": sum(rule.beta >= LONG for rule in rules)}
+    for length in LENGTHS:
+        near, far = answered(model, TASK.at(length), int(BUDGET * length))
+        keys = sum(rule.span(length) for rule in rules) / len(rules)
+        values |= {f"near_{length}": near, f"far_{length}": far, f"keys_{length}": keys}
+    return values
+
+
+@torch.no_grad()
+def answered(model: DecoderLM, task: SparseNeed, window: int) -> tuple[float, float]:
+    """Accuracy of answers inside and outside a window of so many keys."""
+    batch = task.batch(JUDGED, 9_000)
+    right = model(batch.tokens).argmax(-1) == batch.targets
+    asked, needs = batch.distance > 0, batch.distance >= window
+    return float(right[asked & ~needs].float().mean()), float(right[needs].float().mean())
 
 
 @cache
-def needle_model(seed: int, steps: int) -> tuple[NeedleRetrieval, DecoderLM]:
-    """Full attention without positions, trained on needles in texts of 64 tokens."""
-    task = NeedleRetrieval(length=64)
-    model = DecoderLM(
-        task.vocabulary, width=64, heads=HEADS, layers=LAYERS, position="none", seed=seed
-    )
-    train(model, task.batches(64, seed), steps=steps, seed=seed, progress=False)
-    return task, model
-
-
-@cache
-def searched(seed: int, steps: int) -> tuple[Candidate, ...]:
+def searched(seed: int, steps: int = STEPS) -> tuple[Candidate, ...]:
     """The spans that cost least by the profile of this seed's model."""
-    costs = profiled_costs(seed, steps)
     budgets = {length: BUDGET * length for length in PROFILED}
-    return tuple(least_costly_spans(costs, CANDIDATES, budgets))
+    return tuple(least_costly_spans(profiled_costs(seed, steps), CANDIDATES, budgets))
 
 
-def profiled_costs(seed: int, steps: int) -> Tensor:
+def profiled_costs(seed: int, steps: int = STEPS) -> Tensor:
     """What each candidate costs each head of this seed's model."""
-    task, model = needle_model(seed, steps)
     influences = {
-        length: profile(model, task.at(length).batch(256, 5_000 + seed)) for length in PROFILED
+        length: profile(full_model(seed, steps), TASK.at(length).batch(JUDGED, 5_000 + seed))
+        for length in PROFILED
     }
     return span_costs(influences, CANDIDATES, SINKS)
 
 
 def exchanged(chosen: tuple[Candidate, ...], seed: int) -> list[Candidate]:
-    """The same candidates, dealt out so that no head with the longest span keeps it."""
-    longest = max(chosen, key=lambda c: c.span(TESTED[-1]))
+    """The same candidates, dealt out so that no head with a long span keeps one."""
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(1000):
+    for _ in range(10_000):
         order = torch.randperm(len(chosen), generator=generator).tolist()
         dealt = [chosen[head] for head in order]
-        if not any(a == b == longest for a, b in zip(chosen, dealt, strict=True)):
+        pairs = zip(chosen, dealt, strict=True)
+        if not any(before.beta >= LONG and after.beta >= LONG for before, after in pairs):
             return dealt
-    raise ValueError("chosen must leave room to exchange its longest spans")
+    raise ValueError("chosen must have no more heads that look far than others")
 
 
-@torch.no_grad()
-def retrieval(model: DecoderLM, task: NeedleRetrieval, length: int) -> dict[str, float]:
-    """Accuracy of texts of this length, of needles anywhere and of those in the first half."""
-    batch = task.at(length).batch(256, 9_000)
-    asked = batch.targets >= 0
-    answers = model(batch.tokens).argmax(-1)[asked]
-    right = (answers == batch.targets[asked]).float().view(len(batch.tokens), -1)
-    key = batch.tokens[asked].view(right.shape) - task.keys * task.values
-    is_key = batch.tokens.unsqueeze(1) // task.values == key.unsqueeze(-1)  # (batch, questions, N)
-    place = is_key.int().argmax(-1)
-    far = place < length // 2
-    return {
-        f"accuracy_{length}": float(right.mean()),
-        f"far_{length}": float(right[far].mean()),
-    }
-
-
-# ---- All or here: a model that learns when to read everything.
-
-NEED = SparseNeed()
-PENALTY = 0.3
+# ---- All or here: the trained model gets a router and learns when to read everything.
 
 
 def run_all_or_here(
-    *, form: str, window: int, seed: int, steps: int = 500, penalty: float = PENALTY
+    *, form: str, window: int, seed: int, penalty: float = PENALTY, steps: int = STEPS
 ) -> dict[str, float]:
-    """Texts of which few tokens need distant context, read by `AllOrHere` layers.
+    """The trained model with `AllOrHere` layers, tuned further on texts of 64 tokens.
 
-    `form`: "learned" with the penalty; "free", the control without one; "everywhere" and "here",
+    `form`: "learned" with the usage penalty; "free", the control without; "everywhere" and "here",
     gates of one and of zero for good. Values: `usage` the share of (token, head) pairs that read
     everything; `tokens` the share of tokens that do so in any head; `precision` the share of those
-    tokens whose answer lies outside the window; `recall` the share of the tokens in need that do;
+    tokens whose answer lies outside the window; `recall` the share of tokens in need that do;
     `base_rate` the share of tokens in need; `accuracy` over all answers, `far` over those outside
     the window, `near` over the others.
     """
-    model = DecoderLM(
-        NEED.vocabulary, width=64, heads=HEADS, layers=LAYERS, position="none", seed=seed
-    )
     router = form in ("learned", "free")
-    make = partial(
-        AllOrHere,
-        64,
-        HEADS,
-        window=window,
-        position="rope",
-        router=router,
-        start=0.0 if form == "here" else 1.0,
+    start = 0.0 if form == "here" else 1.0
+    model = new_model(seed, window=window, router=router, start=start)
+    model.load_state_dict(full_model(seed, steps).state_dict(), strict=False)
+    objective = with_usage_penalty(penalty) if form == "learned" else classification
+    train(
+        model,
+        TASK.batches(32, 1_000 + seed),
+        steps=TUNING_STEPS,
+        objective=objective,
+        seed=seed,
+        progress=False,
     )
-    model = with_attention(model, make, seed=seed)
-    objective = with_usage_penalty(penalty) if form == "learned" else need_objective
-    batches = need_batches(seed, steps)
-    train(model, batches, steps=steps, objective=objective, seed=seed, progress=False)
     return measured_need(model, window)
-
-
-def need_objective(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """The plain loss, whatever the batch holds besides tokens and targets."""
-    return classification(model, batch)
-
-
-@lru_cache(maxsize=2)
-def need_batches(seed: int, steps: int) -> list:
-    """The texts that all models of a seed are trained on."""
-    batches = NEED.batches(32, seed)
-    return [next(batches) for _ in range(steps)]
 
 
 @torch.no_grad()
 def measured_need(model: DecoderLM, window: int) -> dict[str, float]:
     """What a trained model reads and answers on texts that it has not seen."""
-    batch = NEED.batch(256, 9_000)
-    asked = batch.targets >= 0
+    batch = TASK.batch(JUDGED, 9_000)
+    asked = batch.distance > 0
     right = model(batch.tokens).argmax(-1) == batch.targets
     gates = decisions(model)
     fires = (gates > 0.5).any(-1).any(0)
@@ -188,11 +187,6 @@ def measured_need(model: DecoderLM, window: int) -> dict[str, float]:
         "recall": float(fires[needs].float().mean()),
         "base_rate": float(needs.float().mean()),
         "accuracy": float(right[asked].float().mean()),
-        "far": float(right[asked & needs].float().mean()),
+        "far": float(right[needs].float().mean()),
         "near": float(right[asked & ~needs].float().mean()),
     }
-
-
-def rules_of(seed: int, steps: int = 400) -> list[SpanRule]:
-    """The rules that the search found for a seed's model, layer by layer."""
-    return span_rules(searched(seed, steps), LAYERS, SINKS)

@@ -6,7 +6,7 @@ its key, as a pronoun and a name differ in how far back they point: keys are dea
 `reaches`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -32,12 +32,12 @@ class SparseNeed(Task):
     At a word that follows a word the target is the word before it (distance 1). At a question it is
     the value of the fact with its key, which stands at a distance drawn evenly from the reach
     (first, last) of that key. Each row asks one question for each reach. Both targets are numbers
-    below `values`. Everywhere else nothing is asked.
+    below `values`. Everywhere else nothing is asked. In a longer text the far reaches grow: `at`.
     Shapes: tokens, targets and distance (batch, length).
     """
 
     length: int = 64
-    reaches: tuple[tuple[int, int], ...] = ((1, 3), (4, 7), (8, 15), (16, 31), (32, 47))
+    reaches: tuple[tuple[int, int], ...] = ((1, 3), (4, 7), (16, 31), (32, 48))
     keys_each: int = 2
     values: int = 8
 
@@ -76,6 +76,17 @@ class SparseNeed(Task):
     def optimum(self) -> float:
         """Accuracy of reading the word or the fact."""
         return 1.0
+
+    def at(self, length: int) -> "SparseNeed":
+        """The same task in texts of another length: reaches from a tenth of the text on grow."""
+        check_sizes(length=length)
+        grown = tuple(
+            (first * length // self.length, last * length // self.length)
+            if 10 * first >= self.length
+            else (first, last)
+            for first, last in self.reaches
+        )
+        return replace(self, length=length, reaches=grown)
 
     def needs(self, window: int) -> float:
         """The share of all tokens whose answer lies outside a window of so many keys."""
