@@ -44,6 +44,7 @@ from attnlib.read.all_or_here import all_or_here_attention
 from attnlib.read.attention_experts import soft_attention_experts
 from attnlib.read.based_attention import based_attention
 from attnlib.read.bidirectional import bidirectional_attention
+from attnlib.read.block_sparse import block_sparse_attention
 from attnlib.read.branches import mixed_branches
 from attnlib.read.chunked_softmax import chunked_softmax_attention
 from attnlib.read.efficient_attention import efficient_attention
@@ -62,6 +63,7 @@ from attnlib.read.head_spans import SpanRule, head_spans_attention
 from attnlib.read.hedgehog_attention import HedgehogAttention, hedgehog_attention
 from attnlib.read.hybrid_heads import hybrid_heads
 from attnlib.read.injective_attention import injective_attention
+from attnlib.read.landmark_attention import landmark_attention
 from attnlib.read.leave_one_out import all_but_one_gates
 from attnlib.read.linear_attention import (
     LinearState,
@@ -70,7 +72,9 @@ from attnlib.read.linear_attention import (
     linear_attention_step,
 )
 from attnlib.read.log_normal_attention import log_normal_attention
+from attnlib.read.mixture_of_blocks import moba_attention
 from attnlib.read.mixture_of_groups import mixture_of_groups_attention
+from attnlib.read.native_sparse_attention import NativeSparseAttention, native_sparse_attention
 from attnlib.read.neighborhood_attention import (
     generalized_neighborhood_attention,
     neighborhood_attention,
@@ -121,6 +125,7 @@ __all__ = [
     "KeyValueCache",
     "LatentCache",
     "LinearState",
+    "NativeSparseAttention",
     "NullLogitAttention",
     "Promises",
     "RoutingAttention",
@@ -138,6 +143,7 @@ __all__ = [
     "attend",
     "based_attention",
     "bidirectional_attention",
+    "block_sparse_attention",
     "chunked_softmax_attention",
     "context_broadcasting",
     "decayed_attention",
@@ -171,6 +177,7 @@ __all__ = [
     "hybrid_heads",
     "injective_attention",
     "key_bias_attention",
+    "landmark_attention",
     "latent_attention",
     "latent_attention_step",
     "level_two_way_gates",
@@ -185,8 +192,10 @@ __all__ = [
     "merge_tokens",
     "mixed_branches",
     "mixture_of_groups_attention",
+    "moba_attention",
     "moneta_attention",
     "multi_query_attention",
+    "native_sparse_attention",
     "neighborhood_attention",
     "neural_memory_attention",
     "null_logit_attention",
