@@ -26,7 +26,7 @@ PARTS = JOINTS + 1
 
 
 class FigureBatch(NamedTuple):
-    """What was reported of each instance, where its joints are, and whether it is the best report.
+    """What was reported of each instance, and where its joints are.
 
     `seen` holds (right, up, 1) for a joint that is seen and zeros for one that is missing; its last
     row, for the whole, is the mean of what is seen.
@@ -34,7 +34,6 @@ class FigureBatch(NamedTuple):
 
     seen: Float[Tensor, "batch instances parts 3"]
     joints: Float[Tensor, "batch instances joints 2"]
-    best: Float[Tensor, "batch instances"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,12 @@ class StickFigures(Task):
     """`people` figures, each reported twice: 2 * people instances in random order.
 
     A figure is the skeleton, turned, scaled and moved at random. A report misses each joint with
-    odds `missing` and adds noise to the others: little (`noise`) in one of the two reports, three
-    times as much in the other. To be told: all joints of each instance, also those that are
-    missing, which the other joints of its person decide, and whether it is the better one of the
-    two, for which the reports must be compared. The order of joints never changes.
+    odds `missing` and adds noise to the others. To be told: where all joints of each instance are.
+    A missing joint follows from the other joints of the instance, and it may have been seen in the
+    second report of the same figure. The order of joints never changes.
     """
 
-    people: int = 3
+    people: int = 2
     missing: float = 0.4
     noise: float = 0.05
 
@@ -68,18 +66,14 @@ class StickFigures(Task):
         """Reports with what is true of them."""
         generator = generator_from(seed)
         figures = random_figures(size, self.people, generator).repeat_interleave(2, dim=1)
-        best = torch.tensor([1.0, 0.0]).repeat(self.people).expand(size, -1)
         order = torch.rand(size, self.instances, generator=generator).argsort(-1)
         figures = figures.take_along_dim(order[..., None, None], dim=1)
-        best = best.take_along_dim(order, dim=1)
-
-        noise = torch.where(best == 1, 1.0, 3.0)[..., None, None] * self.noise
-        reported = figures + noise * torch.randn(figures.shape, generator=generator)
+        reported = figures + self.noise * torch.randn(figures.shape, generator=generator)
         there = torch.rand(figures.shape[:-1], generator=generator) >= self.missing
         there = there[..., None].float()
         seen = torch.cat((reported * there, there), dim=-1)
         whole = seen.sum(-2, keepdim=True) / there.sum(-2, keepdim=True).clamp(min=1)
-        return FigureBatch(torch.cat((seen, whole), dim=-2), figures, best)
+        return FigureBatch(torch.cat((seen, whole), dim=-2), figures)
 
 
 def random_figures(
