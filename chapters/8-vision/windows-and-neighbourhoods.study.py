@@ -1,4 +1,4 @@
-"""What near buys on small images: few training images, borders of textures, shapes of windows."""
+"""What near buys: few training images, borders of textures, kept attention, shapes of windows."""
 
 from functools import cache, partial
 
@@ -8,6 +8,8 @@ from attnlib.models.gated_positional import nonlocality
 from attnlib.models.grid_vision import GridVision, SupportedAttention, gates, grid_layers
 from attnlib.models.shape_experiments import denoise
 from attnlib.patterns.grid import halo as halo_support
+from attnlib.probes.space_time import TIME as FADE
+from attnlib.probes.space_time import mass_kept_by
 from attnlib.study import grid
 from attnlib.tasks.digits import Digits
 from attnlib.tasks.shapes import ColoredShapes
@@ -16,9 +18,9 @@ from attnlib.training import evaluate, train
 
 # Few images. Every model: 64 tokens on a grid of 8 x 8 (digits: a pixel each; shapes: 2 x 2
 # pixels), 2 layers of width 36 with 9 heads, learned places added to the tokens, mean of all tokens
-# read at the end, 400 steps of 16 images whatever their number. Columns differ in the attention
+# read at the end, 300 steps of 16 images whatever their number. Columns differ in the attention
 # layer alone: what it sees, or that it is gated. None of the four has a relative bias.
-GRID, WIDTH, HEADS, LAYERS, STEPS, BATCH = (8, 8), 36, 9, 2, 400, 16
+GRID, WIDTH, HEADS, LAYERS, STEPS, BATCH = (8, 8), 36, 9, 2, 300, 16
 LAYOUTS = ["plain", "gated", "windows", "neighborhood"]
 DATA = ["digits", "shapes"]
 # The digits have 1437 images to train on; "all" is these, and 1437 shapes.
@@ -29,9 +31,16 @@ IMAGES = {"100": 100, "300": 300, "all": 1437}
 RATES = (3e-3, 1e-2)
 RATE = {"plain": 3e-3, "gated": 1e-2, "windows": 3e-3, "neighborhood": 3e-3}
 # Borders. 12 x 12 tokens, 2 layers of width 32 with 4 heads and a relative bias, a label for every
-# token, 200 steps of 8 new images. A block of 2 with a halo of 1 has the 16 keys of a block of 4.
+# token, 200 steps of 8 new images. A block of 2 with a halo of 1 has the 16 keys of a block of 4; a
+# block of 12 is the whole image.
+# Kept mass. Scores of a video that fade with distance in space, and by `fade` for each frame of
+# distance in time; 0 is the control, where no frame recedes.
 SEEDS = range(3)
 CELLS = [
+    *grid(experiment=["borders"], figure=["shapes"], block=[2], halo=[0, 1, 2]),
+    *grid(experiment=["borders"], figure=["shapes"], block=[4, 12], halo=[0]),
+    # The control: what can be known of a token lies in its own block of 2.
+    *grid(experiment=["borders"], figure=["blocks"], block=[2], halo=[0, 1]),
     *grid(experiment=["few images"], data=DATA, images=list(IMAGES), layer=LAYOUTS),
     # The control: one permutation of all tokens, the same for every image. Nothing is near.
     *grid(
@@ -42,17 +51,16 @@ CELLS = [
         shuffled=[True],
     ),
     # The gate without its convolutional start.
-    *grid(experiment=["few images"], data=DATA, images=["300"], layer=["gated, random start"]),
+    *grid(
+        experiment=["few images"], data=["shapes"], images=["300"], layer=["gated, random start"]
+    ),
     *grid(experiment=["rate"], data=DATA, layer=["plain", "gated"], rate=list(RATES)),
-    *grid(experiment=["borders"], figure=["shapes"], block=[2], halo=[0, 1, 2]),
-    *grid(experiment=["borders"], figure=["shapes"], block=[4, 12], halo=[0]),
-    # The control: what can be known of a token lies in its own block of 2.
-    *grid(experiment=["borders"], figure=["blocks"], block=[2], halo=[0, 1]),
     *grid(
         experiment=["stripes"],
         window=["square", "rectangle"],
         images=["stripes", "patches"],
     ),
+    *grid(experiment=["kept mass"], mask=["radial", "frames", "tube", "blocks"], fade=[FADE, 0.0]),
 ]
 
 
@@ -62,6 +70,7 @@ def run(cell, seed):
         "few images": few_images,
         "rate": learning_rate,
         "borders": borders,
+        "kept mass": kept_mass,
         "stripes": stripes,
     }
     return experiments[cell.pop("experiment")](**cell, seed=seed)
@@ -108,6 +117,11 @@ def borders(*, figure: str, block: int, halo: int, seed: int) -> dict:
     }
 
 
+def kept_mass(*, mask: str, fade: float, seed: int) -> dict:
+    """The part of full attention that a mask keeps with the keys of the radial one."""
+    return mass_kept_by(mask, fade, seed)
+
+
 def stripes(*, window: str, images: str, seed: int) -> dict:
     """The squared error of a denoiser whose windows of sixteen places have one of two shapes."""
     return denoise(window, images, seed)
@@ -124,7 +138,7 @@ def classifier(data: str, layer: str, seed: int) -> GridVision:
 
 
 def fit(model: GridVision, images: tuple, rate: float, seed: int):
-    """400 steps of images drawn with repetition, the same ones for all models of a seed."""
+    """300 steps of images drawn with repetition, the same ones for all models of a seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def batches():
