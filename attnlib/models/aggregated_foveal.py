@@ -82,7 +82,7 @@ class AggregatedAttention(nn.Module):
         self.raw_temperature = nn.Parameter(torch.full((heads, 1, 1), start))
         inside = places_at(grid, window_offsets(window), slice(0, math.prod(grid)))[1]
         keys = inside.sum(-1, keepdim=True) + math.prod(pool)
-        self.register_buffer("log_keys", keys.float().log(), persistent=False)
+        self.register_buffer("keys", keys.float(), persistent=False)
 
     def forward(
         self, x: Float[Tensor, "batch N width"], *, return_weights: bool = False
@@ -93,7 +93,7 @@ class AggregatedAttention(nn.Module):
         coarse = self.coarse_norm(pooled(gelu(self.to_coarse(x)), self.grid, self.pool))
         coarse_key, coarse_value = self.keys_and_values(coarse)
 
-        sharpness = softplus(self.raw_temperature) * self.log_keys
+        sharpness = softplus(self.raw_temperature) * self.keys.log()
         query = (unit + self.own_query) * sharpness
         where = {"grid": self.grid, "window": self.window}
         fine_weights, coarse_weights = aggregated_weights(
