@@ -1,7 +1,5 @@
 """Softmax attention inside each of many sequences that lie end to end, without padding."""
 
-from itertools import pairwise
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -37,14 +35,14 @@ def packed_softmax_attention(
 
         whole = (x.contiguous() for x in (query, key, value))
         return kernel(*whole, query_starts=starts, is_causal=is_causal, scale=scale)
+    sizes = starts.diff().tolist()
+    sequences = zip(*(x.split(sizes) for x in (query, key, value)), strict=True)
     reads = [
         scaled_dot_product_attention(
-            *(x[None, None, first:end] for x in (query, key, value)),
-            is_causal=is_causal,
-            scale=scale,
+            *(rows[None, None] for rows in one), is_causal=is_causal, scale=scale
         )[0, 0]
-        for first, end in pairwise(starts.tolist())
-        if end > first
+        for one in sequences
+        if len(one[0])
     ]
     return torch.cat(reads) if reads else value[:0]
 

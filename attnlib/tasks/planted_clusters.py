@@ -62,21 +62,12 @@ class PlantedClusters(Task):
     def batch(self, size: int, seed: int | torch.Generator) -> TokenBatch:
         """Examples in which every kind asks length / kinds - shown times."""
         generator = generator_from(seed)
-        kind = self.arranged(size, generator)
+        kind = arranged(self, size, generator)
         value = torch.randint(self.values, (size, self.kinds), generator=generator)
         own = value.gather(1, kind)
         asks = nth_of_its_kind(kind, self.kinds) >= self.shown
         tokens = kind * (self.values + 1) + torch.where(asks, self.values, own)
         return TokenBatch(tokens, own.masked_fill(~asks, IGNORE))
-
-    def arranged(self, size: int, generator: torch.Generator) -> Tensor:
-        """The kind of each place, (size, length)."""
-        each = self.length // self.kinds
-        if self.arrangement == "contiguous":
-            runs = torch.rand(size, self.kinds, generator=generator).argsort(-1)
-            return runs.repeat_interleave(each, dim=-1)
-        order = torch.rand(size, self.length, generator=generator).argsort(-1)
-        return order % self.kinds
 
     def kind_of(self, tokens: Tensor) -> Tensor:
         """The kind of each token."""
@@ -85,6 +76,65 @@ class PlantedClusters(Task):
     def shows(self, tokens: Tensor) -> Tensor:
         """Whether a token shows the value of its kind."""
         return tokens % (self.values + 1) < self.values
+
+
+@dataclass(frozen=True)
+class NoisyClusters(Task):
+    """What is the value of my kind, if every token shows it with some chance to be wrong?
+
+    Every kind has length / kinds tokens. In each sequence every kind draws a value; each token
+    shows it with the chance `truth`, and any value otherwise. All tokens ask: to answer, a token
+    reads as many tokens of its kind as it may. `arrangement` as in `PlantedClusters`.
+    Token kind * values + v shows v. Shapes: tokens and targets (batch, length).
+    """
+
+    length: int = 64
+    kinds: int = 8
+    values: int = 8
+    truth: float = 0.5
+    arrangement: str = "interleaved"
+
+    def __post_init__(self):
+        check_sizes(length=self.length, kinds=self.kinds, values=self.values)
+        check_choice("arrangement", self.arrangement, ARRANGEMENTS)
+        if self.length % self.kinds:
+            raise ValueError(f"kinds must divide length {self.length}, got {self.kinds}")
+        if not 0 <= self.truth <= 1:
+            raise ValueError(f"truth must lie between 0 and 1, got {self.truth}")
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return self.kinds * self.values
+
+    @property
+    def alone(self) -> float:
+        """Accuracy of answering with the value that the token itself shows."""
+        return self.truth + (1 - self.truth) / self.values
+
+    def batch(self, size: int, seed: int | torch.Generator) -> TokenBatch:
+        """Examples in which every token asks."""
+        generator = generator_from(seed)
+        kind = arranged(self, size, generator)
+        value = torch.randint(self.values, (size, self.kinds), generator=generator)
+        own = value.gather(1, kind)
+        other = torch.randint(self.values, own.shape, generator=generator)
+        honest = torch.rand(own.shape, generator=generator) < self.truth
+        return TokenBatch(kind * self.values + torch.where(honest, own, other), own)
+
+    def kind_of(self, tokens: Tensor) -> Tensor:
+        """The kind of each token."""
+        return tokens // self.values
+
+
+def arranged(
+    task: PlantedClusters | NoisyClusters, size: int, generator: torch.Generator
+) -> Tensor:
+    """The kind of each place, (size, length): all mixed, or in one run for each kind."""
+    if task.arrangement == "contiguous":
+        runs = torch.rand(size, task.kinds, generator=generator).argsort(-1)
+        return runs.repeat_interleave(task.length // task.kinds, dim=-1)
+    return torch.rand(size, task.length, generator=generator).argsort(-1) % task.kinds
 
 
 def nth_of_its_kind(kind: Tensor, kinds: int) -> Tensor:

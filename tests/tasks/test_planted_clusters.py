@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnlib.tasks.planted_clusters import PlantedClusters
+from attnlib.tasks.planted_clusters import NoisyClusters, PlantedClusters
 from attnlib.tasks.task import IGNORE
 
 
@@ -54,3 +54,24 @@ def test_a_seed_repeats_its_batch():
 def test_wrong_sizes_are_refused_by_name(options, name):
     with pytest.raises(ValueError, match=name):
         PlantedClusters(**options)
+
+
+@pytest.mark.parametrize("arrangement", ["interleaved", "contiguous"])
+def test_noisy_clusters_show_the_value_of_their_kind_with_the_stated_chance(arrangement):
+    task = NoisyClusters(arrangement=arrangement)
+    tokens, targets = task.batch(200, 0)
+    kind = task.kind_of(tokens)
+    assert (kind[..., None] == torch.arange(8)).sum(1).eq(8).all()
+    for k in range(8):
+        of_kind = targets[kind == k].view(200, 8)
+        assert of_kind.eq(of_kind[:, :1]).all()
+    right = (tokens % 8 == targets).double().mean().item()
+    assert abs(right - task.alone) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [({"length": 25}, "kinds"), ({"truth": 1.5}, "truth")]
+)
+def test_noisy_clusters_refuse_wrong_sizes_by_name(options, name):
+    with pytest.raises(ValueError, match=name):
+        NoisyClusters(**options)
