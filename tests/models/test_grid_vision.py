@@ -63,6 +63,7 @@ def test_displacements_have_one_number_each_whatever_the_place():
     numbers = displacement_numbers((2, 3)).view(2, 3, 2, 3)
     assert numbers[0, 0, 1, 1] == numbers[0, 1, 1, 2] != numbers[0, 1, 1, 0]
     assert sorted(numbers.unique().tolist()) == list(range(15))
+    assert numbers[0, 0, 0, 1] == 8 and numbers[0, 1, 0, 0] == 6
 
 
 def test_nothing_crosses_the_border_of_a_block_without_a_halo():
