@@ -47,10 +47,12 @@ from attnlib.read.bidirectional import bidirectional_attention
 from attnlib.read.block_sparse import block_sparse_attention
 from attnlib.read.branches import mixed_branches
 from attnlib.read.chunked_softmax import chunked_softmax_attention
+from attnlib.read.disc_attention import disc_attention
 from attnlib.read.efficient_attention import efficient_attention
 from attnlib.read.fastmax_attention import fastmax_attention
 from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
+from attnlib.read.foveal_attention import aggregated_attention, foveal_attention
 from attnlib.read.halo_attention import halo_attention
 from attnlib.read.head_routing import (
     level_two_way_gates,
@@ -83,6 +85,7 @@ from attnlib.read.performer import performer_attention
 from attnlib.read.pointing import pointer_attention
 from attnlib.read.radial_attention import radial_attention
 from attnlib.read.rank_augmented import rank_augmented_attention
+from attnlib.read.rectangle_attention import rectangle_attention
 from attnlib.read.routing_attention import RoutingAttention, routing_attention
 from attnlib.read.shared_heads import (
     grouped_query_attention,
@@ -137,6 +140,7 @@ __all__ = [
     "additive_recurrence",
     "additive_recurrence_step",
     "agent_attention",
+    "aggregated_attention",
     "all_but_one_gates",
     "all_mechanisms",
     "all_or_here_attention",
@@ -150,6 +154,7 @@ __all__ = [
     "decayed_attention_dense",
     "decayed_attention_step",
     "delta_rule_attention",
+    "disc_attention",
     "dynamical_system",
     "efficient_attention",
     "entmax15_attention",
@@ -160,6 +165,7 @@ __all__ = [
     "flash_attention",
     "flow_attention",
     "flow_attention_step",
+    "foveal_attention",
     "gated_by_latent",
     "gated_delta_rule_attention",
     "gated_heads_attention",
@@ -204,6 +210,7 @@ __all__ = [
     "radial_attention",
     "rank_augmented_attention",
     "read",
+    "rectangle_attention",
     "reinforced_attention",
     "relu_attention",
     "relu_gates",

@@ -29,8 +29,8 @@ class MajorityTexture(Task):
     To be told for every pixel, with "majority": do most tiles of the image have lying stripes? With
     "texture" (the control): does its own tile? Neither can be told from one pixel; the control can
     be told within a tile. The rarer texture has between a quarter and three eighths of the tiles,
-    so that who knows but one tile is right about the majority in 11 of 16 images. Which stripe comes
-    first is random in each tile, and pixels have Gaussian noise of standard deviation `noise`.
+    so that who knows but one tile is right about the majority in 11 of 16 images. Which stripe is
+    the first is random in each tile, and pixels have Gaussian noise of standard deviation `noise`.
     Shapes: images (batch, 1, size, size), targets (batch, size * size) of 0 and 1, row by row.
     """
 
