@@ -15,10 +15,11 @@ FORMS = ("dense", "neighborhood", "blocks")
 def grid_seconds(
     form: str, side: int, *, window: int = 8, width: int = 32, repeats: int = 5, seed: int = 0
 ) -> float:
-    """Seconds of one read on side x side places, one head of float32, the least of `repeats`.
+    """Processor seconds of one read on side x side places, one head, the least of `repeats`.
 
     form: "dense", PyTorch's own attention over all pairs; "neighborhood", a window for each place;
-    "blocks", one window for each block of window x window places. One call goes before, unmeasured.
+    "blocks", one window for each block of window x window places. One call goes before, unmeasured. Processor seconds
+    leave out what other programs take; with several threads they are the sum over the threads.
     """
     check_choice("form", form, FORMS)
     check_count("side", side, least=window)
@@ -34,7 +35,7 @@ def grid_seconds(
 
     taken = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         read()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return min(taken[1:])

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from attnlib.weight.softmax import softmax
 
-PAIRS_AT_ONCE = 2**22
-"""How many pairs of a query and a key a run of tiles holds, over all heads, where it can."""
+PAIRS_AT_ONCE = 2**19
+"""How many pairs of a query and a key a run of tiles holds where it can: few megabytes."""
 
 
 class AxisTiles(NamedTuple):
