@@ -18,8 +18,9 @@ def grid_seconds(
     """Processor seconds of one read on side x side places, one head, the least of `repeats`.
 
     form: "dense", PyTorch's own attention over all pairs; "neighborhood", a window for each place;
-    "blocks", one window for each block of window x window places. One call goes before, unmeasured. Processor seconds
-    leave out what other programs take; with several threads they are the sum over the threads.
+    "blocks", one window for each block of window x window places.
+    One call goes before, unmeasured. Processor seconds leave out what other programs take; with
+    several threads they are the sum over the threads.
     """
     check_choice("form", form, FORMS)
     check_count("side", side, least=window)
