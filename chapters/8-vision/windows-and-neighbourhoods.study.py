@@ -4,11 +4,13 @@ from functools import cache, partial
 
 import torch
 
+from attnlib.models.disc_student import distill
+from attnlib.models.dual_attention import learn_tiles
 from attnlib.models.gated_positional import nonlocality
 from attnlib.models.grid_vision import GridVision, SupportedAttention, gates, grid_layers
-from attnlib.models.shape_experiments import denoise
+from attnlib.models.pose_decoder import learn_poses
+from attnlib.models.shape_experiments import denoise, row_entropy
 from attnlib.patterns.grid import halo as halo_support
-from attnlib.probes.space_time import TIME as FADE
 from attnlib.probes.space_time import mass_kept_by
 from attnlib.study import grid
 from attnlib.tasks.digits import Digits
@@ -33,47 +35,64 @@ RATE = {"plain": 3e-3, "gated": 1e-2, "windows": 3e-3, "neighborhood": 3e-3}
 # Borders. 12 x 12 tokens, 2 layers of width 32 with 4 heads and a relative bias, a label for every
 # token, 200 steps of 8 new images. A block of 2 with a halo of 1 has the 16 keys of a block of 4; a
 # block of 12 is the whole image.
-# Kept mass. Scores of a video that fade with distance in space, and by `fade` for each frame of
-# distance in time; 0 is the control, where no frame recedes.
+# The other experiments are described where they are defined. Their controls: attention that does
+# not fade in time, keys drawn at random ("scattered"), images without stripes ("patches"), groups
+# drawn at random ("shuffled"), a scale without log n ("fixed"), a question that the own tile
+# answers ("texture").
 SEEDS = range(3)
 CELLS = [
     *grid(experiment=["borders"], figure=["shapes"], block=[2], halo=[0, 1, 2]),
     *grid(experiment=["borders"], figure=["shapes"], block=[4, 12], halo=[0]),
     # The control: what can be known of a token lies in its own block of 2.
     *grid(experiment=["borders"], figure=["blocks"], block=[2], halo=[0, 1]),
-    *grid(experiment=["few images"], data=DATA, images=list(IMAGES), layer=LAYOUTS),
+    *grid(experiment=["few images"], data=DATA, images=["100", "all"], layer=LAYOUTS),
     # The control: one permutation of all tokens, the same for every image. Nothing is near.
     *grid(
         experiment=["few images"],
         data=["shapes"],
-        images=["300"],
+        images=["100"],
         layer=["plain", "gated", "neighborhood"],
         shuffled=[True],
     ),
+    *grid(experiment=["few images"], data=DATA, images=["300"], layer=LAYOUTS),
     # The gate without its convolutional start.
     *grid(
-        experiment=["few images"], data=["shapes"], images=["300"], layer=["gated, random start"]
+        experiment=["few images"], data=["shapes"], images=["100"], layer=["gated, random start"]
     ),
-    *grid(experiment=["rate"], data=DATA, layer=["plain", "gated"], rate=list(RATES)),
+    *grid(experiment=["rate"], data=["shapes"], layer=["plain", "gated"], rate=list(RATES)),
+    *grid(
+        experiment=["kept mass"],
+        mask=["radial", "frames", "tube", "blocks"],
+        fade=[0.0, 0.0625, 0.25, 1.0],
+    ),
+    *grid(experiment=["disc"], student=["disc", "scattered", "linear"]),
+    *grid(experiment=["poses"], attention=["full", "grouped", "shuffled"]),
     *grid(
         experiment=["stripes"],
         window=["square", "rectangle"],
         images=["stripes", "patches"],
     ),
-    *grid(experiment=["kept mass"], mask=["radial", "frames", "tube", "blocks"], fade=[FADE, 0.0]),
+    *grid(experiment=["entropy"], scale=["log n", "fixed"], keys=[16, 64, 256, 1024, 4096]),
+    *grid(
+        experiment=["dual"],
+        layers=["windows", "channels", "both"],
+        asked=["majority", "texture"],
+    ),
 ]
+ELSEWHERE = {
+    "kept mass": lambda mask, fade, seed: mass_kept_by(mask, fade, seed),
+    "disc": lambda student, seed: distill(student=student, seed=seed),
+    "poses": lambda attention, seed: learn_poses(groups=attention, seed=seed),
+    "stripes": lambda window, images, seed: denoise(window, images, seed),
+    "entropy": lambda scale, keys, seed: row_entropy(scale, keys, seed),
+    "dual": lambda layers, asked, seed: learn_tiles(layers=layers, asked=asked, seed=seed),
+}
 
 
 def run(cell, seed):
     """One cell with one seed."""
-    experiments = {
-        "few images": few_images,
-        "rate": learning_rate,
-        "borders": borders,
-        "kept mass": kept_mass,
-        "stripes": stripes,
-    }
-    return experiments[cell.pop("experiment")](**cell, seed=seed)
+    here = {"few images": few_images, "rate": learning_rate, "borders": borders}
+    return (here | ELSEWHERE)[cell.pop("experiment")](**cell, seed=seed)
 
 
 def few_images(*, data: str, images: str, layer: str, seed: int, shuffled: bool = False) -> dict:
@@ -115,16 +134,6 @@ def borders(*, figure: str, block: int, halo: int, seed: int) -> dict:
         "chance": task.chance,
         "keys": (block + 2 * halo) ** 2,
     }
-
-
-def kept_mass(*, mask: str, fade: float, seed: int) -> dict:
-    """The part of full attention that a mask keeps with the keys of the radial one."""
-    return mass_kept_by(mask, fade, seed)
-
-
-def stripes(*, window: str, images: str, seed: int) -> dict:
-    """The squared error of a denoiser whose windows of sixteen places have one of two shapes."""
-    return denoise(window, images, seed)
 
 
 def classifier(data: str, layer: str, seed: int) -> GridVision:
