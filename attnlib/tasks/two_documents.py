@@ -1,7 +1,8 @@
 """Two documents about the same people: a gap in the second is filled by reading the first.
 
-Tokens 0 ... people - 1 are people, the next `roles` tokens are roles, then come the words, the gap
-(a masked token) and the mark between the documents.
+Tokens 0 ... roles * people - 1 are facts: fact r * people + p says "the role r is played by person
+p". The next `roles` tokens are roles, then come the words, the gap (a masked person) and the mark
+between the documents.
 """
 
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ class ClozeBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoDocuments(Task):
-    """words role person words ... mark ... words role gap words: who plays the role?
+    """words fact words ... mark ... words role gap words: who plays the role?
 
-    The first document names a person right after each of `facts` different roles, among words at
-    random. The second mentions `gaps` of these roles again, each followed by a gap whose target is
-    the person. With `told=True` the second document names the person instead of leaving it to the
-    first: it stands right behind the gap.
+    The first document holds `facts` facts about different roles and people, among words at random.
+    The second mentions `gaps` of these roles, each followed by a gap whose target is the person, a
+    number below `people`. With `told=True` the second document says it too: the fact stands right
+    behind its gap.
     Shapes: tokens, targets and is_gap (batch, 2 document + 1); the documents are `document` long.
     Source of the idea: Caciularu et al. (2021), section 2.
     """
@@ -37,7 +38,7 @@ class TwoDocuments(Task):
     document: int = 31
     facts: int = 4
     gaps: int = 2
-    people: int = 16
+    people: int = 8
     roles: int = 8
     words: int = 16
     told: bool = False
@@ -68,7 +69,7 @@ class TwoDocuments(Task):
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return self.people + self.roles + self.words + 2
+        return self.people * self.roles + self.roles + self.words + 2
 
     @property
     def gap(self) -> int:
@@ -98,27 +99,27 @@ class TwoDocuments(Task):
     def batch(self, size: int, seed: int | torch.Generator) -> ClozeBatch:
         """Pairs of documents; the same people and roles, other words."""
         generator = generator_from(seed)
-        first_word = self.people + self.roles
+        first_role = self.people * self.roles
+        first_word = first_role + self.roles
         tokens = torch.randint(
             first_word, first_word + self.words, (size, self.length), generator=generator
         )
         tokens[:, self.document] = self.mark
         person = distinct(size, self.facts, self.people, generator)
-        role = self.people + distinct(size, self.facts, self.roles, generator)
-        places = self._pairs_of_places(size, self.facts, generator)
-        tokens.scatter_(1, places, role)
-        tokens.scatter_(1, places + 1, person)
+        role = distinct(size, self.facts, self.roles, generator)
+        fact = role * self.people + person
+        tokens.scatter_(1, distinct(size, self.facts, self.document, generator), fact)
         targets = torch.full_like(tokens, IGNORE)
-        asked = self.document + 1 + self._pairs_of_places(size, self.gaps, generator)
-        tokens.scatter_(1, asked, role[:, : self.gaps])
+        asked = self.document + 1 + self._free_places(size, generator)
+        tokens.scatter_(1, asked, first_role + role[:, : self.gaps])
         tokens.scatter_(1, asked + 1, self.gap)
         targets.scatter_(1, asked + 1, person[:, : self.gaps])
-        if self.told:  # the person is named right behind its gap as well
-            tokens.scatter_(1, asked + 2, person[:, : self.gaps])
+        if self.told:
+            tokens.scatter_(1, asked + 2, fact[:, : self.gaps])
         return ClozeBatch(tokens, targets, tokens == self.gap)
 
-    def _pairs_of_places(self, size: int, count: int, generator: torch.Generator) -> Tensor:
-        """`count` places a row with two free places behind each, none of which overlap."""
-        slots = distinct(size, count, self.document - 2 * count, generator).sort(-1).values
-        slots = slots + 2 * torch.arange(count)
-        return slots.gather(1, distinct(size, count, count, generator))
+    def _free_places(self, size: int, generator: torch.Generator) -> Tensor:
+        """One place a gap in the second document, with two free places behind each."""
+        slots = distinct(size, self.gaps, self.document - 2 * self.gaps, generator)
+        slots = slots.sort(-1).values + 2 * torch.arange(self.gaps)
+        return slots.gather(1, distinct(size, self.gaps, self.gaps, generator))

@@ -52,17 +52,20 @@ def test_the_person_behind_the_role_fills_the_gap():
         for place, is_gap in enumerate(gaps):
             assert is_gap == (row[place] == TWO.gap) == (targets[place] >= 0)
             if is_gap:
-                role = row[place - 1]
-                assert TWO.people <= role < TWO.people + TWO.roles and place > TWO.document
-                first = row.index(role)
-                assert first < TWO.document and row[first + 1] == targets[place]
-                assert targets[place] not in row[TWO.document :]
+                role = row[place - 1] - TWO.people * TWO.roles
+                assert 0 <= role < TWO.roles and place > TWO.document
+                assert row.index(role * TWO.people + targets[place]) < TWO.document
+        facts = [token for token in row if token < TWO.people * TWO.roles]
+        assert len(facts) == len({fact // TWO.people for fact in facts}) == TWO.facts
 
 
 def test_a_document_that_tells_names_the_person_behind_the_gap():
     batch = TwoDocuments(told=True).batch(100, 0)
     rows, places = batch.is_gap.nonzero(as_tuple=True)
-    assert torch.equal(batch.tokens[rows, places + 1], batch.targets[rows, places])
+    fact = batch.tokens[rows, places + 1]
+    assert torch.equal(fact % TWO.people, batch.targets[rows, places])
+    role = batch.tokens[rows, places - 1] - TWO.people * TWO.roles
+    assert torch.equal(fact // TWO.people, role)
     assert torch.equal(batch.tokens[:, :31], TWO.batch(100, 0).tokens[:, :31])
 
 
