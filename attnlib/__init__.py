@@ -54,6 +54,7 @@ from attnlib.read.flash_attention import flash_attention
 from attnlib.read.flow_attention import flow_attention, flow_attention_step
 from attnlib.read.foveal_attention import aggregated_attention, foveal_attention
 from attnlib.read.halo_attention import halo_attention
+from attnlib.read.hashed_attention import hashed_attention
 from attnlib.read.head_routing import (
     level_two_way_gates,
     relu_gates,
@@ -175,6 +176,7 @@ __all__ = [
     "get",
     "grouped_query_attention",
     "halo_attention",
+    "hashed_attention",
     "head_spans_attention",
     "hebbian_attention",
     "hedgehog_attention",
