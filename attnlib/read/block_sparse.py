@@ -14,7 +14,7 @@ from attnlib.backend import gradient_wanted, runs_kernel, width_obstacle
 from attnlib.checks import check_attention, check_count, check_scale, fits
 from attnlib.support import Predicate, Support, index_grid, seen_keys
 
-NUMBERS_AT_A_TIME = 2**23
+NUMBERS_AT_A_TIME = 2**21
 """How many numbers of keys, values and scores the PyTorch form holds at a time."""
 
 
