@@ -5,9 +5,17 @@ from functools import cache, partial
 import torch
 from torch import nn
 
+from attnlib.models.content_routing_experiments import (
+    run_group_accuracy,
+    run_group_mass,
+    run_kept_mass,
+    run_trained_recall,
+)
 from attnlib.models.landmark_language import LandmarkLM
 from attnlib.models.language import DecoderLM
 from attnlib.models.local_and_routed import LocalAndRoutedHeads
+from attnlib.models.span_experiments import run_all_or_here, run_spans
+from attnlib.models.sparse_head_experiments import run_sparse_heads
 from attnlib.read.mixture_of_blocks import dense_moba_attention
 from attnlib.study import grid
 from attnlib.support import window
@@ -131,18 +139,38 @@ def switch(trained_with: str, tested_with: str, seed: int) -> dict:
 
 
 FORMS = ["full", "window", "moba", "landmark", "landmark, all", "routing"]
+DATA = ["interleaved", "contiguous"]
 CELLS = [
     *grid(experiment=["needle"], form=FORMS),
     *grid(experiment=["taken"], top_k=[1, 2, 3, 4, 8, 16, "all"]),
     *grid(experiment=["switch"], trained=["full", "moba"], tested=["full", "moba", "window"]),
+    *grid(experiment=["mass"], support=["full", "routed", "window", "same kind"], data=DATA),
+    *grid(experiment=["trained with"], support=["full", "routed", "window"], data=DATA[:1]),
+    *grid(experiment=["groups"], support=["routed", "random", "blocks"], data=DATA),
+    *grid(experiment=["groups accuracy"], support=["full", "routed", "random"], data=DATA[:1]),
+    *grid(experiment=["sparse heads"], heads=["dense", "chosen", "strided", "kept alone"]),
+    *grid(experiment=["spans"], spans=["full", "uniform", "mixed", "exchanged"]),
+    *grid(experiment=["all or here"], form=["learned", "here", "everywhere", "free"], window=[8]),
 ]
+OTHERS = {
+    "mass": run_kept_mass,
+    "trained with": run_trained_recall,
+    "groups": run_group_mass,
+    "groups accuracy": run_group_accuracy,
+    "sparse heads": run_sparse_heads,
+    "spans": run_spans,
+    "all or here": run_all_or_here,
+}
 SEEDS = range(3)
 
 
 def run(cell: dict, seed: int) -> dict:
     """The values of one experiment with one seed."""
-    if cell["experiment"] == "needle":
+    experiment = cell.pop("experiment")
+    if experiment == "needle":
         return needle(cell["form"], seed)
-    if cell["experiment"] == "taken":
+    if experiment == "taken":
         return taken(cell["top_k"], seed)
-    return switch(cell["trained"], cell["tested"], seed)
+    if experiment == "switch":
+        return switch(cell["trained"], cell["tested"], seed)
+    return OTHERS[experiment](**cell, seed=seed)
