@@ -110,9 +110,8 @@ class MixtureOfSparseHeads(nn.Module):
 
     def visible(self, places: Int[Tensor, "batch heads T"]) -> Bool[Tensor, "batch heads T T"]:
         """Which of the chosen tokens each chosen token sees: all, or those up to its own place."""
-        if not self.is_causal:
-            return torch.ones_like(places, dtype=torch.bool)[..., None, :]
-        return places[..., :, None] >= places[..., None, :]
+        earlier = places[..., :, None] >= places[..., None, :]
+        return earlier if self.is_causal else torch.ones_like(earlier)
 
     @staticmethod
     def from_multi_head(attention: MultiHeadAttention, *, top_k: int) -> "MixtureOfSparseHeads":
