@@ -35,7 +35,7 @@ class ClozeModel(nn.Module):
         *,
         window: int,
         choose: Choice,
-        width: int = 48,
+        width: int = 32,
         heads: int = 4,
         layers: int = 2,
         seed: int = 0,
@@ -71,9 +71,9 @@ def global_tokens(task: TwoDocuments, which: str) -> Choice:
     The others are the tokens `task.document // 2` places behind the gaps, counted round the text.
     """
     choices: dict[str, Choice] = {
-        "gaps": lambda tokens: tokens == task.gap,
+        "gaps": task.is_gap,
         "none": lambda tokens: torch.zeros_like(tokens, dtype=torch.bool),
-        "others": lambda tokens: (tokens == task.gap).roll(task.document // 2, dims=1),
+        "others": lambda tokens: task.is_gap(tokens).roll(task.document // 2, dims=1),
     }
     if which not in choices:
         raise ValueError(f"which must be one of {tuple(choices)}, got {which!r}")
@@ -81,7 +81,7 @@ def global_tokens(task: TwoDocuments, which: str) -> Choice:
 
 
 def run_cloze(
-    *, which: str, told: bool, seed: int, window: int = 4, steps: int = 500
+    *, which: str, told: bool, seed: int, window: int = 3, steps: int = 300
 ) -> dict[str, float]:
     """Gaps filled by a model whose global tokens are the gaps, others, or none.
 
@@ -92,7 +92,7 @@ def run_cloze(
     model = ClozeModel(
         task.vocabulary, task.people, window=window, choose=global_tokens(task, which), seed=seed
     )
-    train(model, task.batches(32, seed), steps=steps, seed=seed, progress=False)
+    train(model, task.batches(64, seed), steps=steps, seed=seed, progress=False)
     batch = task.batch(256, 9_000)
     with torch.no_grad():
         answers = model(batch.tokens).argmax(-1)

@@ -1,8 +1,8 @@
 """Two documents about the same people: a gap in the second is filled by reading the first.
 
 Tokens 0 ... roles * people - 1 are facts: fact r * people + p says "the role r is played by person
-p". The next `roles` tokens are roles, then come the words, the gap (a masked person) and the mark
-between the documents.
+p". The next `roles` tokens are gaps: gap r says "the role r is played by ...". Then come the words
+and the mark between the documents.
 """
 
 from dataclasses import dataclass
@@ -25,19 +25,19 @@ class ClozeBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class TwoDocuments(Task):
-    """words fact words ... mark ... words role gap words: who plays the role?
+    """words fact words ... mark ... words gap words: who plays the role of the gap?
 
     The first document holds `facts` facts about different roles and people, among words at random.
-    The second mentions `gaps` of these roles, each followed by a gap whose target is the person, a
+    The second holds `gaps` of them with the person masked; the target of a gap is the person, a
     number below `people`. With `told=True` the second document says it too: the fact stands right
     behind its gap.
     Shapes: tokens, targets and is_gap (batch, 2 document + 1); the documents are `document` long.
     Source of the idea: Caciularu et al. (2021), section 2.
     """
 
-    document: int = 31
+    document: int = 20
     facts: int = 4
-    gaps: int = 2
+    gaps: int = 4
     people: int = 8
     roles: int = 8
     words: int = 16
@@ -56,7 +56,7 @@ class TwoDocuments(Task):
             ("facts", self.facts, self.gaps),
             ("roles", self.roles, self.facts),
             ("people", self.people, self.facts),
-            ("document", self.document, 4 * self.facts),
+            ("document", self.document, 2 * self.facts),
         ):
             if size < least:
                 raise ValueError(f"{name} must be at least {least}, got {size}")
@@ -69,12 +69,7 @@ class TwoDocuments(Task):
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return self.people * self.roles + self.roles + self.words + 2
-
-    @property
-    def gap(self) -> int:
-        """The token that stands for a masked person."""
-        return self.vocabulary - 2
+        return self.people * self.roles + self.roles + self.words + 1
 
     @property
     def mark(self) -> int:
@@ -99,8 +94,8 @@ class TwoDocuments(Task):
     def batch(self, size: int, seed: int | torch.Generator) -> ClozeBatch:
         """Pairs of documents; the same people and roles, other words."""
         generator = generator_from(seed)
-        first_role = self.people * self.roles
-        first_word = first_role + self.roles
+        first_gap = self.people * self.roles
+        first_word = first_gap + self.roles
         tokens = torch.randint(
             first_word, first_word + self.words, (size, self.length), generator=generator
         )
@@ -109,17 +104,15 @@ class TwoDocuments(Task):
         role = distinct(size, self.facts, self.roles, generator)
         fact = role * self.people + person
         tokens.scatter_(1, distinct(size, self.facts, self.document, generator), fact)
-        targets = torch.full_like(tokens, IGNORE)
-        asked = self.document + 1 + self._free_places(size, generator)
-        tokens.scatter_(1, asked, first_role + role[:, : self.gaps])
-        tokens.scatter_(1, asked + 1, self.gap)
-        targets.scatter_(1, asked + 1, person[:, : self.gaps])
+        asked = self.document + 1 + 2 * distinct(size, self.gaps, self.document // 2, generator)
+        tokens.scatter_(1, asked, first_gap + role[:, : self.gaps])
         if self.told:
-            tokens.scatter_(1, asked + 2, fact[:, : self.gaps])
-        return ClozeBatch(tokens, targets, tokens == self.gap)
+            tokens.scatter_(1, asked + 1, fact[:, : self.gaps])
+        targets = torch.full_like(tokens, IGNORE)
+        targets.scatter_(1, asked, person[:, : self.gaps])
+        return ClozeBatch(tokens, targets, self.is_gap(tokens))
 
-    def _free_places(self, size: int, generator: torch.Generator) -> Tensor:
-        """One place a gap in the second document, with two free places behind each."""
-        slots = distinct(size, self.gaps, self.document - 2 * self.gaps, generator)
-        slots = slots.sort(-1).values + 2 * torch.arange(self.gaps)
-        return slots.gather(1, distinct(size, self.gaps, self.gaps, generator))
+    def is_gap(self, tokens: Int[Tensor, "batch N"]) -> Bool[Tensor, "batch N"]:
+        """Where a person is masked."""
+        first = self.people * self.roles
+        return (tokens >= first) & (tokens < first + self.roles)
