@@ -106,7 +106,7 @@ def runs(axes: tuple[AxisTiles, ...], heads: int) -> list[tuple[AxisTiles, ...]]
 
 
 def boxes(
-    tensor: Float[Tensor, "heads *grid D"], places: list[Int[Tensor, "tiles size"]]
+    tensor: Float[Tensor, "heads *grid D"], places: list[Int[Tensor, "_ _"]]
 ) -> Float[Tensor, "all_tiles heads places D"]:
     """The places of each tile of the grid, side by side."""
     for axis, at in enumerate(places):
@@ -132,7 +132,7 @@ def unboxed(
     return read
 
 
-def on_all_axes(seen: list[Bool[Tensor, "tiles q k"]]) -> Bool[Tensor, "all_tiles q k"]:
+def on_all_axes(seen: list[Bool[Tensor, "_ _ _"]]) -> Bool[Tensor, "tiles q k"]:
     """Who sees whom in each tile of the grid: a query sees a key if it does so on every axis."""
     together = seen[0]
     for more in seen[1:]:
