@@ -94,8 +94,8 @@ def quadratic_head(answer) -> str:
         require(not close(ratio, wrong, 1e-3), f"the ratio: {message}")
     require(close(ratio, NEXT, 1e-3), "the ratio: the exponential of the difference of the scores")
     likely = (
-        (math.log(25), "each of the four, not all of them together; so divide by nothing"),
-        (math.log(400), "each of the four, not all of them together"),
+        (math.log(25), "each of the four may have a hundredth, not all of them together"),
+        (math.log(400), "each of the four may have a hundredth, not all of them together"),
         (math.log10(100), "the natural logarithm: weights are powers of e"),
         (100.0, "the weight falls as e^-a, not as 1 / a"),
         (SHARP / 2, "the places next to the center are at distance 1, not at sqrt(2)"),
