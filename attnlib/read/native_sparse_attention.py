@@ -310,7 +310,7 @@ class NativeSparseAttention(nn.Module):
         key: Float[Tensor, "*batch heads M D"],
         value: Float[Tensor, "*batch heads M D"],
         *,
-        is_causal: bool = True,
+        is_causal: bool = False,
         query_offset: int = 0,
     ) -> Float[Tensor, "*batch heads N D"]:
         """The read with this layer's parameters."""
