@@ -24,7 +24,7 @@ from attnlib.models.span_search import (
     with_operators,
 )
 from attnlib.tasks.sparse_need import NeedBatch, SparseNeed
-from attnlib.training import classification, train
+from attnlib.training import Objective, classification, train
 
 TASK = SparseNeed()
 LENGTHS, BATCHES = (32, 64, 128), (64, 32, 16)
@@ -102,7 +102,8 @@ def run_spans(*, spans: str, seed: int, steps: int = STEPS) -> dict[str, float]:
 
     `spans`: "full"; "uniform", a quarter of the length for every head; "mixed", found by the
     search at the same mean span or less; "exchanged", the control: the same spans, dealt out so
-    that no head that looked far still does. Values, at each length N: `near_N` accuracy of answers
+    that no head that looked far still does. "mixed by margin" and "exchanged by margin" are found
+    with the profile of `margin` in place of the loss. Values, at each length N: `near_N` accuracy of answers
     less than a quarter of the text away, `far_N` of those at least as far (which a uniform span
     hides), `keys_N` the mean span; `long_heads`, how many heads look far; `score_long` and
     `score_rest`, the mean `retrieval_scores` of these and of the other heads (0 for no head).
@@ -113,6 +114,8 @@ def run_spans(*, spans: str, seed: int, steps: int = STEPS) -> dict[str, float]:
         "uniform": lambda: [EVEN] * (LAYERS * HEADS),
         "mixed": lambda: searched(seed, steps),
         "exchanged": lambda: exchanged(searched(seed, steps), seed),
+        "mixed by margin": lambda: searched(seed, steps, margin),
+        "exchanged by margin": lambda: exchanged(searched(seed, steps, margin), seed),
     }[spans]()
     scores = retrieval_scores(model).flatten().tolist()
     of_long = [score for score, rule in zip(scores, rules, strict=True) if rule.beta >= LONG]
@@ -153,19 +156,35 @@ def answered(model: DecoderLM, task: SparseNeed, window: int) -> tuple[float, fl
 
 
 @cache
-def searched(seed: int, steps: int = STEPS) -> tuple[Candidate, ...]:
+def searched(
+    seed: int, steps: int = STEPS, objective: Objective = classification
+) -> tuple[Candidate, ...]:
     """The spans that cost least by the profile of this seed's model."""
     budgets = {length: BUDGET * length for length in PROFILED}
-    return tuple(least_costly_spans(profiled_costs(seed, steps), CANDIDATES, budgets))
+    costs = profiled_costs(seed, steps, objective)
+    return tuple(least_costly_spans(costs, CANDIDATES, budgets))
 
 
-def profiled_costs(seed: int, steps: int = STEPS) -> Tensor:
+def profiled_costs(seed: int, steps: int = STEPS, objective: Objective = classification) -> Tensor:
     """What each candidate costs each head of this seed's model."""
     model = full_model(seed, steps, HEAD_PRICE)
     influences = {
-        length: profile(model, TASK.at(length).batch(JUDGED, 5_000 + seed)) for length in PROFILED
+        length: profile(model, TASK.at(length).batch(JUDGED, 5_000 + seed), objective=objective)
+        for length in PROFILED
     }
     return span_costs(influences, CANDIDATES, SINKS)
+
+
+def margin(model: DecoderLM, batch: NeedBatch) -> tuple[Tensor, Tensor]:
+    """How far the best wrong logit lies above the right one, in the mean, and the accuracy.
+
+    Unlike the loss it has a slope where the model is right and sure.
+    """
+    asked = batch.targets >= 0
+    logits, right = model(batch.tokens)[asked], batch.targets[asked]
+    others = logits.scatter(-1, right[:, None], -torch.inf).amax(-1)
+    gap = others - logits.gather(-1, right[:, None])[:, 0]
+    return gap.mean(), (gap < 0).float().mean()
 
 
 def exchanged(chosen: tuple[Candidate, ...], seed: int) -> list[Candidate]:

@@ -219,8 +219,9 @@ def test_the_runs_of_the_study_give_every_value(monkeypatch):
     assert values["keys_64"] == 16 and values["long_heads"] == 0
     full = run_spans(spans="full", seed=0, steps=2)
     assert full["keys_128"] == 128 and set(full) == set(values)
-    mixed = run_spans(spans="mixed", seed=0, steps=2)
-    assert mixed["keys_64"] <= 16 and mixed["keys_32"] <= 8
+    for spans in ("mixed", "mixed by margin"):
+        mixed = run_spans(spans=spans, seed=0, steps=2)
+        assert mixed["keys_64"] <= 16 and mixed["keys_32"] <= 8
 
 
 @pytest.mark.parametrize("form", ["everywhere", "here"])
