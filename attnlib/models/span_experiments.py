@@ -103,10 +103,10 @@ def run_spans(*, spans: str, seed: int, steps: int = STEPS) -> dict[str, float]:
     `spans`: "full"; "uniform", a quarter of the length for every head; "mixed", found by the
     search at the same mean span or less; "exchanged", the control: the same spans, dealt out so
     that no head that looked far still does. "mixed by margin" and "exchanged by margin" are found
-    with the profile of `margin` in place of the loss. Values, at each length N: `near_N` accuracy of answers
-    less than a quarter of the text away, `far_N` of those at least as far (which a uniform span
-    hides), `keys_N` the mean span; `long_heads`, how many heads look far; `score_long` and
-    `score_rest`, the mean `retrieval_scores` of these and of the other heads (0 for no head).
+    with the profile of `margin` in place of the loss. Values, at each length N: `near_N` accuracy
+    of answers less than a quarter of the text away, `far_N` of those at least as far (which a
+    uniform span hides), `keys_N` the mean span; `long_heads`, how many heads look far; `score_long`
+    and `score_rest`, the mean `retrieval_scores` of these and of the other heads (0 for no head).
     """
     model = copy.deepcopy(full_model(seed, steps, HEAD_PRICE))
     rules = {
