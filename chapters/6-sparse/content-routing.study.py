@@ -150,6 +150,7 @@ CELLS = [
     *grid(experiment=["groups accuracy"], support=["full", "routed", "random"], data=DATA[:1]),
     *grid(experiment=["sparse heads"], heads=["dense", "chosen", "strided", "kept alone"]),
     *grid(experiment=["spans"], spans=["full", "uniform", "mixed", "exchanged"]),
+    *grid(experiment=["spans"], spans=["mixed by margin", "exchanged by margin"]),
     *grid(experiment=["all or here"], form=["learned", "here", "everywhere", "free"], window=[8]),
 ]
 OTHERS = {
