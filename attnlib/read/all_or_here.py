@@ -9,7 +9,7 @@ from attnlib.attend import attend
 from attnlib.checks import check_attention, check_count, check_mask, check_scale
 from attnlib.read.heads import repeat_key_heads
 from attnlib.read.near_keys import read_near_and_listed
-from attnlib.read.skipped_heads import gates_by_head, skipped_heads_attention
+from attnlib.read.skipped_heads import skipped_heads_attention
 from attnlib.support import Support
 
 
@@ -62,7 +62,7 @@ def dense_all_or_here(
     near = Support(lambda b, h, i, j: (i - j).abs() < window, f"near({window})")
     full = attend(query, key, value, **options)
     here = attend(query, key, value, support=near, **options)
-    return torch.where(gates_by_head(everywhere, query).unsqueeze(-1), full, here)
+    return torch.where(by_head(everywhere, query).unsqueeze(-1), full, here)
 
 
 def trial_everywhere(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def all_or_here_attention(
     nothing_listed = torch.arange(0, device=key.device)
     here = read_near_and_listed(query, key, value, window, nothing_listed, **options)
     full = skipped_heads_attention(query, key, value, everywhere.to(query.dtype), **options)
-    return torch.where(gates_by_head(everywhere, query).unsqueeze(-1), full, here)
+    return torch.where(by_head(everywhere, query).unsqueeze(-1), full, here)
 
 
 def all_or_here_pairs(everywhere: Bool[Tensor, "*batch N heads"], window: int) -> int:
@@ -147,6 +147,11 @@ def all_or_here_pairs(everywhere: Bool[Tensor, "*batch N heads"], window: int) -
     check_count("window", window, least=1)
     seen = torch.arange(1, everywhere.shape[-2] + 1, device=everywhere.device)[:, None]
     return int(torch.where(everywhere, seen, seen.clamp(max=window)).sum())
+
+
+def by_head(everywhere: Bool[Tensor, "*batch N heads"], query: Tensor) -> Bool[Tensor, "*heads N"]:
+    """The decision with the heads before the queries, as in `query`."""
+    return everywhere.mT if query.dim() > 2 else everywhere[:, 0]
 
 
 def checked_everywhere(everywhere: Tensor | None, query: Tensor) -> Bool[Tensor, "*batch N heads"]:
