@@ -238,10 +238,8 @@ def check_table(blocks: Tensor, query: Tensor, key: Tensor, sizes: tuple[int, in
     if not isinstance(blocks, Tensor) or blocks.dtype != torch.bool:
         came = blocks.dtype if isinstance(blocks, Tensor) else type(blocks).__name__
         raise TypeError(f"blocks must be a bool tensor (True = the block is read), got {came}")
-    expected = (
-        *query.shape[:-2],
-        *(-(-x.shape[-2] // size) for x, size in zip((query, key), sizes, strict=True)),
-    )
+    counts = (-(-x.shape[-2] // size) for x, size in zip((query, key), sizes, strict=True))
+    expected = torch.Size((*query.shape[:-2], *counts))
     if blocks.dim() < 2 or blocks.shape[-2:] != expected[-2:] or not fits(blocks.shape, expected):
         raise ValueError(
             f"blocks must have shape {tuple(expected)}, or broadcast to it over batch and heads "

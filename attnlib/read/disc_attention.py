@@ -56,7 +56,7 @@ def dense_disc_attention(
 
 def trial_disc(query: Tensor, key: Tensor, value: Tensor) -> dict:
     """A grid and a radius for a trial call."""
-    return {"grid": near_square(query.shape[-2]), "radius": 2}
+    return {"grid": near_square(query.shape[-2]), "radius": 2.0}
 
 
 def near_square(places: int) -> tuple[int, int]:

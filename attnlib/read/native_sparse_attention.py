@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from attnlib.atlas import Promises, Taxonomy, mechanism
@@ -42,7 +42,7 @@ def pieces(
 
 def shared_rows(
     keys: int, *, summary_size: int, stride: int, block_size: int
-) -> Float[Tensor, "pieces blocks"]:
+) -> Int[Tensor, "pieces blocks"]:
     """How many strides a summary and a block have in common: how a summary's weight is shared out.
 
     The double sum of the paper, which asks that `stride` divides both sizes.

@@ -58,7 +58,8 @@ def read_near_and_listed(
             outside = outside[outside <= last]
         places = torch.cat((torch.arange(low, high, device=key.device), outside))
         q_idx = torch.arange(first, last + 1, device=key.device)[:, None]
-        allowed = support(None, None, q_idx, places)
+        any_head = torch.zeros((), dtype=torch.long, device=key.device)
+        allowed = support(any_head, any_head, q_idx, places)
         if is_causal:
             allowed = allowed & (places <= q_idx)
         if attn_mask is not None:
