@@ -152,6 +152,7 @@ CELLS = [
     *grid(experiment=["spans"], spans=["full", "uniform", "mixed", "exchanged"]),
     *grid(experiment=["spans"], spans=["mixed by margin", "exchanged by margin"]),
     *grid(experiment=["all or here"], form=["learned", "here", "everywhere", "free"], window=[8]),
+    *grid(experiment=["all or here"], form=["learned"], window=[4, 32]),
 ]
 OTHERS = {
     "mass": run_kept_mass,
