@@ -21,7 +21,7 @@ def straight_through(score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     .. math:: g = 1[s > 0], \qquad \partial g / \partial s := \sigma(s) (1 - \sigma(s))
 
     The true slope is zero everywhere, so nothing could be learnt by it.
-    Source: Bengio et al. (2013), section 4 (there the slope 1, and with it the sigmoid's).
+    Source: Bengio et al. (2013), the straight-through estimator.
     """
     soft = score.sigmoid()
     return (score > 0).to(score.dtype) + (soft - soft.detach())

@@ -40,7 +40,7 @@ def removal_influence(
     Without key j the other weights are divided by 1 - A_ij; E is the slope of L along that change
     of the row. Where A_ij = 1 nothing is left and the row reads zero: E = -G_ij.
     Shapes: weights A and slopes G (*heads, N, M) -> the same. Raises ValueError where they differ.
-    Source: Fu et al. (2024), section 4.1, the attention influence.
+    Source: Fu et al. (2024), the attention influence; as in the authors' profile.
     """
     if weights.shape != slopes.shape:
         raise ValueError(
@@ -132,7 +132,7 @@ def least_costly_spans(
     all plans with the same spans used the cheapest is kept. (The paper gives the same problem, with
     a loss for each length, to a solver of integer programs.)
     Raises ValueError where no plan fits, or costs and candidates do not.
-    Source: Fu et al. (2024), eq. 4.
+    Source: Fu et al. (2024), the automatic optimization.
     """
     if costs.dim() != 2 or costs.shape[1] != len(candidates):
         raise ValueError(

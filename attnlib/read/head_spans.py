@@ -107,7 +107,7 @@ def head_spans_attention(
     chunk (chunk + 2 s_h + sinks), with gradients too: the backward pass computes each run again.
     `backend` as in `attnlib.backend`; the kernel takes no `attn_mask`.
     Errors as in `attend`; ValueError for a span below 1 or another number of spans than heads.
-    Source: Fu et al. (2024), section 3.1. Derived in chapter 6.1.
+    Source: Fu et al. (2024), spans that differ by head. Derived in chapter 6.1.
     """
     check_attention(query, key, value, enable_gqa)
     check_scale(scale)
@@ -158,7 +158,7 @@ class SpanRule:
     With a beta that is not zero what a token reads depends on how long the whole text is: the
     rule is set once the prompt is known, and not moved while tokens are appended.
     Raises ValueError for other numbers of alphas than of betas and for negative ones.
-    Source: Fu et al. (2024), eq. 1.
+    Source: Fu et al. (2024), the elastic rules.
     """
 
     alpha: tuple[float, ...]
