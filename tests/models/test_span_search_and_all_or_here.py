@@ -208,7 +208,7 @@ def test_the_penalty_is_the_share_of_gates_and_reaches_the_router():
     batch = task.batch(4, 0)
     loss, _ = with_usage_penalty(0.5)(model, batch)
     plain, _ = with_usage_penalty(0.0)(model, batch)
-    assert math.isclose(float(loss), float(plain) + 0.5 * float(decisions(model).mean()))
+    assert math.isclose(loss.item(), plain.item() + 0.5 * decisions(model).mean().item())
     loss.backward()
     assert all(block.attention.router.bias.grad.abs().min() > 0 for block in model.blocks)
 
