@@ -97,11 +97,12 @@ def grid_viewer_html(
 def still_picture(tables: Mapping[str, np.ndarray], grid: tuple[int, ...], query: int) -> Figure:
     """One panel a support: the keys of one query, frames of a video side by side."""
     rows, columns = laid_out(grid)[0].shape
-    panel_columns = columns + 2  # a gap to the next panel, in cells
-    cell = min(0.16, (WIDTH - 0.4) / panel_columns)
-    in_a_row = max(1, min(len(tables), int((WIDTH - 0.2) / (panel_columns * cell))))
+    cell = min(0.16, (WIDTH - 0.4) / (columns + 2))  # two cells are the gap to the next panel
+    letters = max(len(title) for title in tables)
+    panel = max((columns + 2) * cell, 0.085 * letters + 0.2, 1.3)
+    in_a_row = max(1, min(len(tables), int((WIDTH - 0.2) / panel)))
     lines = -(-len(tables) // in_a_row)
-    size = (in_a_row * panel_columns * cell + 0.2, lines * (rows * cell + 0.5))
+    size = (min(WIDTH, in_a_row * panel + 0.2), lines * (rows * cell + 0.6))
     figure, panels = plt.subplots(lines, in_a_row, squeeze=False, figsize=size)
     for axes in panels.flat[len(tables) :]:
         axes.set_axis_off()
@@ -137,10 +138,10 @@ def _draw(axes: Axes, seen: np.ndarray, grid: tuple[int, ...], query: int, title
             axes.add_patch(Rectangle(*box, fill=False, edgecolor=INK, linewidth=1.8, zorder=3))
     for frame, begin in enumerate(begins if len(grid) == 3 else []):
         axes.text(begin, places.shape[0] + 0.2, f"{frame}", va="top", fontsize=8)
-    head = f"{title}: " if title else ""
+    head = f"{title}\n" if title else ""
     axes.set_title(f"{head}{seen.sum()} of {seen.size} keys", fontsize=8.5)
     axes.set(xlim=(-0.2, places.shape[1] + 0.2), ylim=(places.shape[0] + 0.2, -0.2))
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="NW")
     axes.set_axis_off()
 
 
