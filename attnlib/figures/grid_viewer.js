@@ -1,7 +1,8 @@
 // Brings every grid viewer of the page to life that is not alive yet.
+// `words` names the places, or is empty.
 // Bit (s N + i) N + j says whether support s lets query i see key j.
 document.querySelectorAll(".attn-grid:not([data-ready])").forEach((viewer) => {
-  let { grid, query, titles } = JSON.parse(viewer.dataset.shape);
+  let { grid, query, titles, words } = JSON.parse(viewer.dataset.shape);
   const bytes = Uint8Array.from(atob(viewer.dataset.bits), (c) => c.charCodeAt(0));
   const one = (selector) => viewer.querySelector(selector);
   const buttons = [...viewer.querySelectorAll(".attn-choices button")];
@@ -29,10 +30,11 @@ document.querySelectorAll(".attn-grid:not([data-ready])").forEach((viewer) => {
   support = 0;
 
   function nameOf(place) {
-    if (grid.length === 1) return `place ${place}`;
+    const word = words.length ? ` (${words[place]})` : "";
+    if (grid.length === 1) return `place ${place}${word}`;
     const parts = [Math.floor(place / (rows * columns)), Math.floor(place / columns) % rows,
       place % columns].slice(3 - grid.length);
-    return names.map((name, axis) => `${name} ${parts[axis]}`).join(", ");
+    return names.map((name, axis) => `${name} ${parts[axis]}`).join(", ") + word;
   }
 
   // One drawing a frame.
@@ -84,8 +86,10 @@ document.querySelectorAll(".attn-grid:not([data-ready])").forEach((viewer) => {
     row.height = `${100 / total}%`;
     const start = titles[support] ? `${titles[support]}: the` : "The";
     const share = ((100 * counts[support]) / total ** 2).toFixed(1);
+    const read = [...keys].map((j) => words[j]).join(", ");
     one(".attn-said").textContent =
-      `${start} query at ${nameOf(query)} sees ${keys.size} of ${inText(total)} keys. ` +
+      `${start} query at ${nameOf(query)} sees ${keys.size} of ${inText(total)} keys` +
+      `${words.length && read ? `: ${read}` : ""}. ` +
       `All queries together: ${inText(counts[support])} of ${inText(total ** 2)} pairs (${share} %).`;
   }
 

@@ -34,6 +34,7 @@ def grid_viewer(
     caption: str,
     alt: str,
     start: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Show which keys each place of a grid reads; a reader chooses the place.
 
@@ -43,12 +44,14 @@ def grid_viewer(
 
     A click on a place, or the arrow keys, choose the query; its keys are lit. The table of all
     pairs stands beside the grid, with the query's row framed. Buttons switch the support. It opens
-    at the place `start`, unless given the middle. Where scripts are not allowed a picture of that
-    query stands instead, one panel a support.
+    at the place `start`, unless given the middle. With `names`, one word for each place, the words
+    that are read are said. Where scripts are not allowed a picture of that query stands instead,
+    one panel a support.
 
-    Raises ValueError for a wrong shape, a place outside the grid, empty texts or more than 200 KB.
+    Raises ValueError for a wrong shape, a place outside the grid, names that are too many or too
+    few, empty texts or more than 200 KB.
     """
-    markup = grid_viewer_html(supports, grid, caption=caption, alt=alt, start=start)
+    markup = grid_viewer_html(supports, grid, caption=caption, alt=alt, start=start, names=names)
     display_html(markup, plain_text(caption, alt))
 
 
@@ -59,11 +62,14 @@ def grid_viewer_html(
     caption: str,
     alt: str,
     start: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> str:
     """The grid viewer as one HTML element; see `grid_viewer`."""
     check_texts(caption, alt)
     grid = _checked_grid(grid)
     query = _checked_start(grid, start)
+    if names is not None and len(names) != prod(grid):
+        raise ValueError(f"names: got {len(names)} words, expected one for each of {prod(grid)}")
     tables = _tables(supports, prod(grid))
     still = still_picture(tables, grid, query)
     picture = image_html(
@@ -71,7 +77,8 @@ def grid_viewer_html(
     )
     plt.close(still)
     bits = base64.b64encode(np.packbits(np.stack(list(tables.values())))).decode("ascii")
-    shape = html.escape(json.dumps({"grid": grid, "query": query, "titles": list(tables)}))
+    facts = {"grid": grid, "query": query, "titles": list(tables), "words": list(names or [])}
+    shape = html.escape(json.dumps(facts))
     here = Path(__file__)
     css, script = (here.with_suffix(kind).read_text(encoding="utf-8") for kind in (".css", ".js"))
     markup = (

@@ -77,6 +77,14 @@ def test_a_click_and_the_arrow_keys_choose_the_query(page):
     assert page.get_by_role("button", name="all").get_attribute("aria-pressed") == "true"
 
 
+def test_the_words_that_are_read_are_said(page):
+    words = "the cat sat".split()
+    page.set_content(figures.grid_viewer_html(causal, (3,), start=(1,), names=words, **WORDS))
+    assert "place 1 (cat) sees 2 of 3 keys: the, cat." in page.locator(".attn-said").inner_text()
+    with pytest.raises(ValueError, match="names: got 3 words, expected one for each of 4"):
+        figures.grid_viewer_html(causal, (4,), names=words, **WORDS)
+
+
 def test_frames_of_a_video_are_told_apart(page):
     same_frame = torch.block_diag(*[torch.ones(4, 4)] * 3).bool()
     page.set_content(figures.grid_viewer_html(same_frame, (3, 2, 2), start=(1, 0, 1), **WORDS))
