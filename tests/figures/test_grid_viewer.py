@@ -78,7 +78,7 @@ def test_a_click_and_the_arrow_keys_choose_the_query(page):
 
 
 def test_the_words_that_are_read_are_said(page):
-    words = "the cat sat".split()
+    words = ["the", "cat", "sat"]
     page.set_content(figures.grid_viewer_html(causal, (3,), start=(1,), names=words, **WORDS))
     assert "place 1 (cat) sees 2 of 3 keys: the, cat." in page.locator(".attn-said").inner_text()
     with pytest.raises(ValueError, match="names: got 3 words, expected one for each of 4"):
