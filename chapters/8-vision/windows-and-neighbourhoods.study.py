@@ -1,10 +1,18 @@
 """What near buys: few training images, borders of textures, shapes of windows, groups."""
 
+import copy
 from functools import cache, partial
 
 import torch
 
-from attnlib.models.disc_student import distill
+from attnlib.models.disc_student import (
+    denoising,
+    denoising_error,
+    distill,
+    distillation,
+    noisy_shapes,
+    trained_teacher,
+)
 from attnlib.models.dual_attention import learn_tiles
 from attnlib.models.gated_positional import nonlocality
 from attnlib.models.grid_vision import GridVision, SupportedAttention, gates, grid_layers
@@ -86,6 +94,30 @@ CELLS = [
         layer=["plain", "gated"],
         steps=[3 * STEPS],
     ),
+    # The cells below were chosen when all above had been seen, before any of them was run.
+    # Is it the layer or the learning rate? The two columns whose rates differ, each at the other's.
+    *grid(
+        experiment=["few images"],
+        data=["shapes"],
+        images=["all"],
+        layer=["plain"],
+        steps=[STEPS, 3 * STEPS],
+        rate=[RATE["gated"]],
+    ),
+    # Are the students of "disc" better than their teacher because they were trained for longer?
+    *grid(experiment=["teacher"], learns=["all", "attention"]),
+    # A halo of 1 around 2 and a block of 4 have as many keys, but through two layers the halo
+    # reaches more places. With one layer both reach what they see.
+    *grid(experiment=["borders"], figure=["shapes"], block=[2], halo=[1], layers=[1]),
+    *grid(experiment=["borders"], figure=["shapes"], block=[4], halo=[0], layers=[1]),
+    *grid(
+        experiment=["few images"],
+        data=["shapes"],
+        images=["all"],
+        layer=["gated"],
+        steps=[STEPS, 3 * STEPS],
+        rate=[RATE["plain"]],
+    ),
 ]
 ELSEWHERE = {
     "disc": lambda student, seed: distill(student=student, seed=seed),
@@ -97,7 +129,12 @@ ELSEWHERE = {
 
 def run(cell, seed):
     """One cell with one seed."""
-    here = {"few images": few_images, "rate": learning_rate, "borders": borders}
+    here = {
+        "few images": few_images,
+        "rate": learning_rate,
+        "borders": borders,
+        "teacher": teacher_trained_on,
+    }
     return (here | ELSEWHERE)[cell.pop("experiment")](**cell, seed=seed)
 
 
@@ -109,15 +146,19 @@ def few_images(
     seed: int,
     shuffled: bool = False,
     steps: int = STEPS,
+    rate: float | None = None,
 ) -> dict:
-    """Accuracy on new images; how far each layer reads at the start and at the end; gates."""
+    """Accuracy on new images; how far each layer reads at the start and at the end; gates.
+
+    Without a `rate` the layer has its own of RATE.
+    """
     trained_on, _ = training_images(data, IMAGES[images], seed)
     tested_on = test_images(data)
     if shuffled:
         trained_on, tested_on = (shuffle_tokens(batch, data) for batch in (trained_on, tested_on))
     model = classifier(data, layer, seed)
     values = {f"{name}_start": value for name, value in reading(model, tested_on).items()}
-    history = fit(model, trained_on, RATE[layer.split(",")[0]], seed, steps)
+    history = fit(model, trained_on, rate or RATE[layer.split(",")[0]], seed, steps)
     values |= reading(model, tested_on)
     return values | {
         "accuracy": evaluate(model, [tested_on]).accuracy,
@@ -134,19 +175,38 @@ def learning_rate(*, data: str, layer: str, rate: float, seed: int) -> dict:
     return {"validation": evaluate(model, [kept]).accuracy}
 
 
-def borders(*, figure: str, block: int, halo: int, seed: int) -> dict:
+def borders(*, figure: str, block: int, halo: int, seed: int, layers: int = 2) -> dict:
     """Accuracy of naming each token figure or ground."""
     cells = (12, 12)
     task = TextureBorders(cells=12, figure=figure, block=2)
     support = halo_support(cells, block, halo)
     make = partial(SupportedAttention, 32, 4, grid=cells, support=support, relative=True)
-    model = GridVision(cells, 2, 2, [make] * 2, width=32, readout="token", seed=seed)
+    model = GridVision(cells, 2, 2, [make] * layers, width=32, readout="token", seed=seed)
     batches = task.batches(8, seed)
     train(model, batches, steps=200, learning_rate=3e-3, seed=seed, progress=False)
     return {
         "accuracy": evaluate(model, [task.batch(400, 10_000)]).accuracy,
         "chance": task.chance,
         "keys": (block + 2 * halo) ** 2,
+    }
+
+
+def teacher_trained_on(*, learns: str, seed: int) -> dict:
+    """The teacher of "disc" after 150 further steps on the images of its students.
+
+    all: every parameter learns, on the teacher's own loss. attention: as a student, but with the
+    full attention that it had; only the attention layers learn, on the students' loss.
+    """
+    teacher = trained_teacher(seed)
+    longer = copy.deepcopy(teacher).requires_grad_(learns == "all")
+    longer.attentions.requires_grad_(True)
+    objective = denoising if learns == "all" else distillation(teacher)
+    train(longer, noisy_shapes(16, 16, 1000 + seed), steps=150, objective=objective, progress=False)
+    return {
+        "denoising": denoising_error(longer, 16, seed),
+        "denoising_twice": denoising_error(longer, 32, seed),
+        "teacher_denoising": denoising_error(teacher, 16, seed),
+        "teacher_denoising_twice": denoising_error(teacher, 32, seed),
     }
 
 

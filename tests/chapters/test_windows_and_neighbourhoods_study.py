@@ -18,6 +18,7 @@ def test_every_cell_is_new_and_its_experiment_takes_it():
         "few images": STUDY.few_images,
         "rate": STUDY.learning_rate,
         "borders": STUDY.borders,
+        "teacher": STUDY.teacher_trained_on,
     }
     runs = here | STUDY.ELSEWHERE
     for cell in STUDY.CELLS:
