@@ -106,7 +106,10 @@ def quadratic_head(answer) -> str:
     require(heads != 5, "heads: one for each place of the kernel, and there are 5 times 5")
     require(heads != 24, "heads: the middle of the kernel needs one too")
     require(heads == 25, "heads: one for each place of the kernel")
-    return "A softmax of a quadratic is a bump; its center is learnt, and its width is 1 / a."
+    return (
+        "A softmax of a quadratic is a bump; its center is learnt, and its width goes as "
+        "1 / sqrt(alpha)."
+    )
 
 
 HEAD = (-2, 0, 4)
