@@ -96,14 +96,15 @@ class AllOrHere(nn.Module):
     ) -> Float[Tensor, "batch N width"] | tuple[Tensor, Tensor]:
         """The read of each token; with `return_weights` also (batch, heads, N, N)."""
         query, key, value = self.projected(x)
-        self.gates = straight_through(self.router(x))
+        decided = straight_through(self.router(x))
         options = {"is_causal": True}
         if attn_mask is not None:
             options["attn_mask"] = attn_mask
         full = softmax_attention(query, key, value, **options)
         near = softmax_attention(query, key, value, support=last_keys(self.window), **options)
-        gates = gates_by_head(self.gates, query).unsqueeze(-1)
+        gates = gates_by_head(decided, query).unsqueeze(-1)
         out = self.to_output(merge_heads(gates * full + (1 - gates) * near))
+        self.gates = decided
         if return_weights:
             everywhere = {"everywhere": self.everywhere(x), "window": self.window}
             return out, read_weights(all_or_here_attention, query, key, **everywhere, **options)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from attnlib.checks import check_count
 from attnlib.models.language import DecoderLM
 from attnlib.read.chosen_blocks import block_count
 from attnlib.read.landmark_attention import landmark_attention
@@ -69,6 +70,8 @@ class LandmarkLM(nn.Module):
 
     def retrieve(self, top_k: int | None) -> None:
         """Read `top_k` past blocks from now on; None: all of them."""
+        if top_k is not None:
+            check_count("top_k", top_k)
         for block in self.decoder.blocks:
             block.attention.operator.top_k = top_k
 

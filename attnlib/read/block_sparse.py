@@ -26,11 +26,15 @@ def listed_pairs(
     Further axes of `blocks` are (heads) or (batch, heads), as in `attend`; 1 broadcasts.
     """
     query_block, key_block = both_sizes(block_size)
+    if not isinstance(blocks, Tensor) or blocks.dtype != torch.bool or not 2 <= blocks.dim() <= 4:
+        raise TypeError(
+            "blocks must be a bool tensor of two to four axes (True = the block is read)"
+        )
     table = blocks[(None,) * (4 - blocks.dim())]
+    batches, heads = (int(size > 1) for size in table.shape[:2])  # 0: one table serves all
 
     def seen(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        batch, head = b.clamp(max=table.shape[0] - 1), h.clamp(max=table.shape[1] - 1)
-        return table[batch, head, q_idx // query_block, kv_idx // key_block]
+        return table[b * batches, h * heads, q_idx // query_block, kv_idx // key_block]
 
     return Support(seen, f"listed_pairs(blocks, {block_size})")
 
@@ -142,6 +146,9 @@ def block_sparse_attention(
 
         tensors = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         return kernel(*tensors, blocks, block_size=sizes, **options)
+    # A block that is longer than the text holds the text; it need not be filled up.
+    lengths = query.shape[-2], key.shape[-2]
+    sizes = tuple(min(size, max(1, n)) for size, n in zip(sizes, lengths, strict=True))
     return gathered_attention(query, key, value, blocks, sizes, **options)
 
 

@@ -51,6 +51,7 @@ def dense_disc_attention(
 ) -> Float[Tensor, "*heads N E"]:
     """`attend` with the support `text_and_disc`: what `disc_attention` must equal."""
     grid = (query.shape[-2] - text,) if grid is None else grid
+    check_on_grid(query, key, value, grid, before=text)
     return attend(query, key, value, support=text_and_disc(grid, radius, text), scale=scale)
 
 

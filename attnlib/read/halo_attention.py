@@ -127,6 +127,8 @@ def halo_attention(
     check_relative(relative, query, sides, halos)
     if enable_gqa:
         key, value = repeat_key_heads(query, key, value)
+    if relative is None:  # beyond the grid there are no keys
+        halos = tuple(min(halo, length) for halo, length in zip(halos, grid, strict=True))
     axes = tuple(
         halo_tiles(*axis, query.device) for axis in zip(grid, sides, halos, strides, strict=True)
     )

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize, pad
 from attnlib.atlas import Taxonomy, mechanism
 from attnlib.attend import attend
 from attnlib.checks import check_attention, check_count, check_dtype, check_scale, check_tensor
+from attnlib.read.spherical_k_means import at_least_single
 from attnlib.score.compare import dot_product
 
 Rotations = Float[Tensor, "rounds D half"]
@@ -82,8 +83,10 @@ def dense_hashed_attention(
 ) -> Float[Tensor, "*heads N E"]:
     """`hashed_attention` as dense attention under the mask of `hashed_pairs`."""
     check_hashed(query, key, value, chunk_size, scale)
+    dtype, (query, value, rotations) = query.dtype, at_least_single(query, value, rotations)
     meet = hashed_pairs(hash_buckets(query, rotations), chunk_size, is_causal)
-    return attend(query, normalize(query, dim=-1), value, attn_mask=meet, scale=scale)
+    read = attend(query, normalize(query, dim=-1), value, attn_mask=meet, scale=scale)
+    return read.to(dtype)
 
 
 @mechanism(
@@ -132,6 +135,8 @@ def hashed_attention(
     Source: Kitaev et al. (2020), section 2, eqs. 2 to 4, and its appendix on several rounds.
     """
     check_hashed(query, key, value, chunk_size, scale)
+    dtype, (query, value, rotations) = query.dtype, at_least_single(query, value, rotations)
+    chunk_size = min(chunk_size, max(1, query.shape[-2]))
     buckets = hash_buckets(query, rotations)
     chunks = sorted_ranks(buckets) // chunk_size
     logs, reads = [], []
@@ -146,7 +151,7 @@ def hashed_attention(
         rows = back[..., None].expand(*back.shape, value.shape[-1])
         reads.append(read.flatten(-3, -2)[..., : query.shape[-2], :].gather(-2, rows))
     share = torch.stack(logs).softmax(0)[..., None]
-    return (share * torch.stack(reads)).sum(0)
+    return (share * torch.stack(reads)).sum(0).to(dtype)
 
 
 def read_round(

@@ -137,6 +137,8 @@ def head_spans_attention(
         return read_near_and_listed(
             query, key, value, spans[0], first, attn_mask=attn_mask, **options
         )
+    if not spans:  # no heads: nothing is read
+        return value.new_zeros(*query.shape[:-1], value.shape[-1])
     reads, order = [], []
     for span in sorted(set(spans)):
         same = [head for head, own in enumerate(spans) if own == span]

@@ -200,11 +200,17 @@ def positions_of(
         return None
     if query_positions is None:
         return torch.arange(query.shape[-2], device=query.device) + query_offset
-    if query_positions.is_floating_point() or query_positions.shape != query.shape[-2:-1]:
+    if not isinstance(query_positions, Tensor):
+        came = type(query_positions).__name__
+        raise TypeError(f"query_positions must be a torch.Tensor, got {came}")
+    whole = not query_positions.is_floating_point() and query_positions.dtype != torch.bool
+    if not whole or query_positions.shape != query.shape[-2:-1]:
         raise ValueError(
             f"query_positions must be {query.shape[-2]} whole numbers, "
             f"got {query_positions.dtype} {tuple(query_positions.shape)}"
         )
+    if (query_positions < 0).any():
+        raise ValueError(f"query_positions must not be negative, got {query_positions.min()}")
     return query_positions + query_offset
 
 

@@ -298,6 +298,9 @@ class NativeSparseAttention(nn.Module):
         window: int = 8,
     ):
         super().__init__()
+        check_sizes(summary_size, stride, block_size)
+        check_count("top_k", top_k, least=1)
+        check_count("window", window, least=1)
         self.sizes = {"summary_size": summary_size, "stride": stride, "block_size": block_size}
         self.top_k, self.window = top_k, window
         self.key_summary = BlockSummary(head_width, summary_size)
@@ -330,6 +333,15 @@ class NativeSparseAttention(nn.Module):
         )
 
 
+def check_sizes(summary_size: int, stride: int, block_size: int) -> None:
+    """Raise unless summaries and blocks are whole numbers of strides."""
+    check_count("stride", stride, least=1)
+    for name, size in (("summary_size", summary_size), ("block_size", block_size)):
+        check_count(name, size, least=1)
+        if size % stride:
+            raise ValueError(f"{name} must be a multiple of stride = {stride}, got {size}")
+
+
 def check_native(
     query: Tensor,
     key: Tensor,
@@ -351,11 +363,7 @@ def check_native(
     expected = (*query.shape[:-1], 3)
     if not fits(gates.shape, torch.Size(expected)):
         raise ValueError(f"gates must have shape {expected}, got {tuple(gates.shape)}")
-    check_count("stride", stride, least=1)
-    for name, size in (("summary_size", summary_size), ("block_size", block_size)):
-        check_count(name, size, least=1)
-        if size % stride:
-            raise ValueError(f"{name} must be a multiple of stride = {stride}, got {size}")
+    check_sizes(summary_size, stride, block_size)
     blocks = max(1, block_count(key.shape[-2], block_size))
     check_count("top_k", top_k, least=min(FIXED_BLOCKS, blocks))
     if top_k > blocks:

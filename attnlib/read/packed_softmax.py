@@ -28,6 +28,14 @@ def packed_softmax_attention(
     Raises ValueError for starts that do not ascend from 0 to the number of rows.
     """
     check_attention(query, key, value)
+    if query.dim() != 2:
+        raise ValueError(
+            f"query must have shape (rows of all sequences, width), got {tuple(query.shape)}"
+        )
+    if key.shape != query.shape:
+        raise ValueError(
+            f"key must have the shape of query {tuple(query.shape)}, got {tuple(key.shape)}"
+        )
     check_scale(scale)
     check_starts(starts, query.shape[-2])
     if runs_kernel(backend, query.device, lambda: width_obstacle(query, value)):

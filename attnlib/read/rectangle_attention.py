@@ -35,6 +35,7 @@ def dense_rectangle_attention(
 ) -> Float[Tensor, "*heads N E"]:
     """`attend` with the support `rectangles`: what `rectangle_attention` must equal."""
     support = rectangles(grid, height, width, shift)
+    check_on_grid(query, key, value, grid)
     return attend(query, key, value, support=support, scale=scale)
 
 

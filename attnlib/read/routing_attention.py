@@ -12,6 +12,8 @@ from attnlib.checks import check_attention, check_count, check_scale
 from attnlib.read.heads import weighted_sum
 from attnlib.read.spherical_k_means import (
     affinity,
+    at_least_single,
+    check_centroids,
     check_decay,
     first_centroids,
     moved_centroids,
@@ -59,6 +61,9 @@ def dense_routing_attention(
     Cost: time G N M (D + E), memory N M: the oracle of the fast form.
     """
     check_routing(query, key, value, scale)
+    check_centroids(query, centroids)
+    out_dtype = query.dtype
+    query, key, value, centroids = at_least_single(query, key, value, centroids)
     query_taken = taken_table(query, centroids, top_k)
     key_taken = taken_table(key, centroids, top_k)
     total = 0
@@ -73,7 +78,7 @@ def dense_routing_attention(
             score_mod=score_mod,
             scale=scale,
         )
-    return total / query_taken.sum(-2).clamp(min=1)[..., None]
+    return (total / query_taken.sum(-2).clamp(min=1)[..., None]).to(out_dtype)
 
 
 def taken_table(tokens: Tensor, centroids: Tensor, top_k: int) -> Tensor:
@@ -147,6 +152,9 @@ def routing_attention(
     Source: Roy et al. (2021), section 4.1 and algorithm 1.
     """
     check_routing(query, key, value, scale)
+    check_centroids(query, centroids)
+    out_dtype = query.dtype
+    query, key, value, centroids = at_least_single(query, key, value, centroids)
     query_places = taken_places(query, centroids, top_k)
     key_places = taken_places(key, centroids, top_k)
 
@@ -160,7 +168,7 @@ def routing_attention(
     allowed = allowed_keys(where, None, None, is_causal)
     weights = softmax(scores, torch.broadcast_to(allowed, scores.shape))
     reads = weighted_sum(weights, rows_at(value, key_places))
-    return mean_at(reads, query_places, query.shape[-2])
+    return mean_at(reads, query_places, query.shape[-2]).to(out_dtype)
 
 
 def rows_at(
@@ -190,7 +198,9 @@ class RoutingAttention(nn.Module):
 
     Queries serve as keys, as in the paper's causal models: the key that it is given is not used.
     The centroids (heads, groups, head_width) are a buffer, drawn from `seed`; in training mode
-    each call moves them by `moved_centroids` with `decay` after it has read with them.
+    each call moves them by `moved_centroids` with `decay` after it has read with them. A call that
+    is computed again for its gradients (activation checkpointing) would read with moved ones: do
+    not checkpoint this layer.
     Give an object, `operator=RoutingAttention(16, heads=4, groups=8, top_k=16)`; each layer gets
     its own copy.
     Source: Roy et al. (2021), algorithm 1.
@@ -240,7 +250,14 @@ class RoutingAttention(nn.Module):
 
     def start_at(self, query: Float[Tensor, "batch heads N D"]) -> None:
         """Put the centroids at tokens of the first sequence that lie far apart."""
-        self.centroids = first_centroids(query[0], self.centroids.shape[-2]).detach()
+        heads, groups, width = self.centroids.shape
+        fits = query.dim() == 4 and len(query) and query.shape[1::2] == (heads, width)
+        if not fits or query.dtype != self.centroids.dtype:
+            raise ValueError(
+                f"query must have shape (batch, {heads}, N, {width}) with at least one sequence "
+                f"and dtype {self.centroids.dtype}, got {tuple(query.shape)} {query.dtype}"
+            )
+        self.centroids = first_centroids(query[0], groups).detach()
 
 
 def check_routing(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:

@@ -28,6 +28,11 @@ def on_sphere(tokens: Tokens) -> Tokens:
     return layer_norm(tokens, tokens.shape[-1:])
 
 
+def at_least_single(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32 where they are in half precision, in which choices would change."""
+    return tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
+
+
 def affinity(tokens: Tokens, centroids: Centroids) -> Float[Tensor, "*heads N G"]:
     r"""The product of each token, put on the sphere, with each centroid.
 
@@ -74,7 +79,8 @@ def moved_centroids(centroids: Centroids, tokens: Tokens, *, decay: float = 0.99
               + (1 - \lambda)\, \tfrac{1}{|S_g|} \textstyle\sum_{i \in S_g} \mathrm{norm}(x_i)\bigr)
 
     where S_g holds the tokens nearest to centroid g, over the whole batch, and lambda is `decay`.
-    A centroid whose cluster is empty stays where it is. No gradient goes through.
+    A centroid whose cluster is empty stays where it is, and so does one whose tokens are not all
+    finite. No gradient goes through.
     Shapes: centroids (heads, G, D) or (G, D), then tokens of all heads move them; tokens
     (..., heads, N, D). Cost: 4 N G D operations a head.
     Source: Roy et al. (2021), algorithm 1, and their program, which divides the sum by the number
@@ -86,7 +92,8 @@ def moved_centroids(centroids: Centroids, tokens: Tokens, *, decay: float = 0.99
     sums = summed_to(member.mT @ on_sphere(tokens), centroids.dim())
     sizes = summed_to(member.sum(-2)[..., None], centroids.dim())
     moved = on_sphere(decay * centroids + (1 - decay) * sums / sizes.clamp(min=1))
-    return torch.where(sizes > 0, moved, centroids)
+    sure = (sizes > 0) & moved.isfinite().all(-1, keepdim=True)
+    return torch.where(sure, moved, centroids)
 
 
 def cluster_sizes(tokens: Tokens, centroids: Centroids) -> Int[Tensor, "*heads G"]:
