@@ -82,9 +82,16 @@ def queries_of(model: DecoderLM, tokens: Tensor) -> Float[Tensor, "batch heads N
 
 
 @torch.no_grad()
-def fitted_routing(model: DecoderLM, arrangement: str, seed: int) -> RoutingAttention:
-    """Routing whose centroids have followed the queries of a trained model for 30 batches."""
-    operator = RoutingAttention(WIDTH // HEADS, heads=HEADS, groups=KINDS, top_k=PER_QUERY)
+def fitted_routing(
+    model: DecoderLM, arrangement: str, seed: int, clusters: int = KINDS
+) -> RoutingAttention:
+    """Routing whose centroids have followed the queries of a trained model for 30 batches.
+
+    The clusters are as large as they can be while all tokens have room in them once.
+    """
+    operator = RoutingAttention(
+        WIDTH // HEADS, heads=HEADS, groups=clusters, top_k=LENGTH // clusters
+    )
     batches = planted(arrangement).batches(16, seed)
     operator.start_at(queries_of(model, next(batches).tokens))
     for _ in range(30):
@@ -105,19 +112,20 @@ def accuracy_of(model: DecoderLM, task: Task) -> float:
     return evaluate(model, task.batches(64, HELD_OUT), count=4).accuracy
 
 
-SUPPORTS = ("full", "routed", "window", "same kind")
+SUPPORTS = ("full", "routed", "window", "same kind", "4 clusters", "16 clusters")
 
 
 @torch.no_grad()
 def run_kept_mass(*, support: str, data: str, seed: int) -> dict:
-    """What a support keeps of a trained model's reading: one model, four supports.
+    """What a support keeps of a trained model's reading: one model, several supports.
 
     `support` is "full" (every earlier key), "routed" (8 centroids that take 8 tokens each),
-    "window" (the last 8 keys) or "same kind" (the planted clusters themselves); `data` is
-    "interleaved" or "contiguous". Values: mass, the share kept of the weight that full attention
-    gives to keys of the query's own kind, mean over questions; pairs, the pairs of a sequence that
-    a head may read, the causal rule left out; recall, the accuracy of the model with its weights as
-    they are and this support in place of the full one.
+    "4 clusters" of 16 or "16 clusters" of 4 tokens, "window" (the last 8 keys) or "same kind" (the
+    planted clusters themselves); `data` is "interleaved" or "contiguous". Values: mass, the share
+    kept of the weight that full attention gives to keys of the query's own kind, mean over
+    questions; pairs, the pairs of a sequence that a head may read, no key later than its query;
+    recall, the accuracy of the model with its weights as they are and this support in place of the
+    full one.
     """
     check_choice("support", support, SUPPORTS)
     with torch.enable_grad():
@@ -128,24 +136,30 @@ def run_kept_mass(*, support: str, data: str, seed: int) -> dict:
     same_kind = (kind[:, None, :, None] == kind[:, None, None, :]).expand(-1, HEADS, -1, -1)
     if support == "full":
         allowed, operator = torch.ones_like(same_kind), attend_on_sphere
-    elif support == "routed":
-        operator = fitted_routing(model, data, seed)
-        taken = taken_table(queries_of(model, tokens), operator.centroids, PER_QUERY)
-        allowed = (taken[..., :, None] & taken[..., None, :]).any(-3)
     elif support == "window":
         allowed = dense(window(PER_QUERY), LENGTH, LENGTH).expand_as(same_kind)
         operator = partial(attend_on_sphere, support=window(PER_QUERY))
-    else:
+    elif support == "same kind":
         allowed, operator = same_kind, None
+    else:
+        clusters = KINDS if support == "routed" else int(support.removesuffix(" clusters"))
+        operator = fitted_routing(model, data, seed, clusters)
+        taken = taken_table(queries_of(model, tokens), operator.centroids, LENGTH // clusters)
+        allowed = (taken[..., :, None] & taken[..., None, :]).any(-3)
     return {
         "mass": kept_mass(model, tokens, same_kind, allowed, ~task.shows(tokens)),
-        "pairs": allowed.double().sum((-2, -1)).mean().item(),
+        "pairs": causal_pairs(allowed).mean().item(),
         "recall": (
             same_kind_accuracy(model, task)
             if operator is None
             else accuracy_of(with_operator(model, operator), task)
         ),
     }
+
+
+def causal_pairs(allowed: Bool[Tensor, "*batch N N"]) -> Float[Tensor, "*batch"]:
+    """How many pairs of a support have no key later than its query."""
+    return allowed.tril().double().sum((-2, -1))
 
 
 def kept_mass(
@@ -211,9 +225,10 @@ def plain_model(arrangement: str, seed: int) -> DecoderLM:
 
 @cache
 def grouped_model(arrangement: str, seed: int, router: str) -> DecoderLM:
-    """The plain model with a router of 4 groups put in, and trained on with it.
+    """The plain model with a router of 4 groups put in.
 
-    `router` is "learned" (800 steps with the balance loss) or "random" (left as it began).
+    `router` is "learned" (all is trained on for 800 steps with the balance loss), "frozen" (the
+    same, but the router stays as it began) or "random" (nothing is trained on).
     """
     model = copy.deepcopy(plain_model(arrangement, seed))
     attention = model.blocks[0].attention
@@ -222,16 +237,29 @@ def grouped_model(arrangement: str, seed: int, router: str) -> DecoderLM:
         model.blocks[0].attention = MixtureOfGroups(
             attention, GROUPS, operator=dense_mixture_of_groups
         )
-    if router == "learned":
-        train(
-            model,
-            noisy(arrangement).batches(16, seed + 1),
-            steps=ROUTER_STEPS,
-            learning_rate=1e-2,
-            objective=BalancedGroups(balance=0.1),
-            seed=seed,
-            progress=False,
-        )
+    if router == "random":
+        return model.eval()
+    model.blocks[0].attention.to_route.requires_grad_(router == "learned")
+    return trained_on(model, arrangement, seed)
+
+
+@cache
+def longer_model(arrangement: str, seed: int) -> DecoderLM:
+    """The plain model trained on with all keys for as many steps as the groups."""
+    return trained_on(copy.deepcopy(plain_model(arrangement, seed)), arrangement, seed)
+
+
+def trained_on(model: DecoderLM, arrangement: str, seed: int) -> DecoderLM:
+    """The model after 800 further steps; the balance loss is zero where there is no router."""
+    train(
+        model,
+        noisy(arrangement).batches(16, seed + 1),
+        steps=ROUTER_STEPS,
+        learning_rate=1e-2,
+        objective=BalancedGroups(balance=0.1),
+        seed=seed,
+        progress=False,
+    )
     return model.eval()
 
 
@@ -243,8 +271,8 @@ def run_group_mass(*, support: str, data: str, seed: int) -> dict:
     "random" (the same router, untrained) or "blocks" (contiguous blocks with at least as many pairs
     as "routed"); `data` is "interleaved" or "contiguous". Values: mass, of the
     weight that full attention gives to tokens other than the query's own, the share that lies in
-    the support, mean over the queries of the second half; pairs, the pairs of a sequence, the
-    causal rule left out.
+    the support, mean over the queries of the second half; pairs, the pairs of a sequence that
+    have no key later than its query.
     """
     check_choice("support", support, ("routed", "random", "blocks"))
     task = noisy(data)
@@ -254,13 +282,13 @@ def run_group_mass(*, support: str, data: str, seed: int) -> dict:
         grouped = grouped_model(data, seed, "random" if support == "random" else "learned")
     allowed = same_group(grouped, tokens)
     if support == "blocks":
-        pairs = allowed[:, 0].double().sum((-2, -1)).mean().item()
+        pairs = causal_pairs(allowed[:, 0]).mean().item()
         allowed = dense(contiguous_blocks(size_for(pairs)), LENGTH, LENGTH).expand_as(allowed)
     late = torch.arange(LENGTH).expand_as(tokens) >= LENGTH // 2
     others = ~torch.eye(LENGTH, dtype=torch.bool).expand_as(allowed)
     return {
         "mass": kept_mass(plain, tokens, others, allowed, late),
-        "pairs": allowed.double().sum((-2, -1)).mean().item(),
+        "pairs": causal_pairs(allowed).mean().item(),
     }
 
 
@@ -273,18 +301,25 @@ def same_group(model: DecoderLM, tokens: Tensor) -> Bool[Tensor, "batch heads N 
 
 
 def size_for(pairs: float) -> int:
-    """The smallest size of contiguous blocks that hold at least so many pairs of a sequence."""
+    """The smallest size of contiguous blocks with at least so many causal pairs."""
     return next(
         size
         for size in range(1, LENGTH + 1)
-        if dense(contiguous_blocks(size), LENGTH, LENGTH).sum() >= pairs
+        if causal_pairs(dense(contiguous_blocks(size), LENGTH, LENGTH)) >= pairs
     )
 
 
 def run_group_accuracy(*, support: str, data: str, seed: int) -> dict:
-    """The accuracy of the plain model ("full") and of the grouped one ("routed", "random")."""
-    check_choice("support", support, ("full", "routed", "random"))
-    if support == "full":
-        return {"accuracy": accuracy_of(plain_model(data, seed), noisy(data))}
-    model = grouped_model(data, seed, "learned" if support == "routed" else "random")
-    return {"accuracy": accuracy_of(model, noisy(data))}
+    """The accuracy of one model of 500 steps, and of three that were trained on from it alike.
+
+    `support` is "start" (the model itself), or what it read in 800 further steps: "full" (all
+    keys), "routed" (groups of a router that learns too) or "random" (groups of a frozen router).
+    """
+    models = {
+        "start": plain_model,
+        "full": longer_model,
+        "routed": partial(grouped_model, router="learned"),
+        "random": partial(grouped_model, router="frozen"),
+    }
+    check_choice("support", support, tuple(models))
+    return {"accuracy": accuracy_of(models[support](data, seed), noisy(data))}
