@@ -109,8 +109,8 @@ def gated_positional_weights(
     step="weight",
     idea="each head mixes a read by content with a read by place, by a gate that is learnt",
     equation=(
-        r"(1 - \sigma(\lambda_h))\, \mathrm{softmax}(q k^\top / \sqrt{D})"
-        r" + \sigma(\lambda_h)\, \mathrm{softmax}(v_h \cdot r_{ij})"
+        r"w = (1 - g)\, \mathrm{softmax}(q k^\top / \sqrt{D}) + g\, p,"
+        r"\; p = \mathrm{softmax}(v_h \cdot r_{ij})"
     ),
     cost="time N^2 (D + E) for the content, N (rows + columns) E for the place",
     promises=None,

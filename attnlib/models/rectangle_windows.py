@@ -23,8 +23,7 @@ Pair = tuple[int, int]
     section="rectangles",
     step="support",
     idea="half of the heads read flat rectangles, half tall ones; a convolution reads the near",
-    equation=r"o = W^O ([\mathrm{attention}_{h \times w}; \mathrm{attention}_{w \times h}]"
-    r" + \mathrm{convolution}(V))",
+    equation=r"o = W^O ([R_{h \times w}; R_{w \times h}] + \mathrm{conv}(V))",
     cost="time N h w (D + E) a head, 4 N width^2 for the projections",
     promises=None,
     taxonomy=Taxonomy("self", "single", "local", "multi-head"),
