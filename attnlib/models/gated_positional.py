@@ -109,7 +109,7 @@ def gated_positional_weights(
     step="weight",
     idea="each head mixes a read by content with a read by place, by a gate that is learnt",
     equation=(
-        r"w = (1 - g)\, \mathrm{softmax}(q k^\top / \sqrt{D}) + g\, p,"
+        r"w = (1 - g)\, c + g\, p,\; c = \mathrm{softmax}(q k^\top / \sqrt{D}),"
         r"\; p = \mathrm{softmax}(v_h \cdot r_{ij})"
     ),
     cost="time N^2 (D + E) for the content, N (rows + columns) E for the place",

@@ -23,7 +23,7 @@ Pair = tuple[int, int]
     section="rectangles",
     step="support",
     idea="half of the heads read flat rectangles, half tall ones; a convolution reads the near",
-    equation=r"o = W^O ([R_{h \times w}; R_{w \times h}] + \mathrm{conv}(V))",
+    equation=r"o = W^O ([A_{hw}; A_{wh}] + \mathrm{conv}(V))",
     cost="time N h w (D + E) a head, 4 N width^2 for the projections",
     promises=None,
     taxonomy=Taxonomy("self", "single", "local", "multi-head"),
