@@ -96,7 +96,7 @@ def dense_hashed_attention(
     section="hashing",
     step="support",
     idea="random directions put tokens into buckets; sorted by bucket, they are read in chunks",
-    equation=r"S_i = \{j : h_r(q_i) = h_r(q_j)\},\; h_r(x) = \arg\max [x R_r; -x R_r]",
+    equation=r"S_i = \{j : h(q_j) = h(q_i)\},\; h(x) = \arg\max [x R; -x R]",
     cost="time R N (G D + 2 C (D + E)) for R rounds, G buckets, chunks of C, and R N log N to sort",
     oracle=dense_hashed_attention,
     promises=None,
