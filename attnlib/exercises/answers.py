@@ -1,6 +1,6 @@
 """Reading an answer: call a function safely, turn numbers into tensors, compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,18 @@ def close(a: Any, b: Any, tolerance: float = 1e-6) -> bool:
     """Whether two tensors or numbers agree to `tolerance`, relative and absolute."""
     a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def compared(
+    given: Tensor, right: Tensor, likely: Sequence[tuple[Tensor, str]], otherwise: str, **options
+) -> None:
+    """Refuse a result that is not `right`, with the words of the likely mistake that it shows."""
+    if close(given, right, **options):
+        return
+    for wrong, message in likely:
+        require(not close(given, wrong, **options), message)
+    require(not given.isnan().any(), f"the result holds NaN. {otherwise}")
+    raise ExerciseError(otherwise)
 
 
 def _described(given: Any) -> str:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attnlib.attend import attend
 from attnlib.counting import largest_tensor
-from attnlib.exercises.answers import call, close, require, tensor_of
+from attnlib.exercises.answers import call, close, compared, require, tensor_of
 from attnlib.exercises.exact_and_cached_programs import random
 from attnlib.exercises.registry import ExerciseError, checker, mutant, solution
 
@@ -30,7 +30,7 @@ def backward_by_recomputation(answer) -> str:
         ),
         (weights.mT @ read, "grad_value: the weights meet grad_read, not read"),
     )
-    _compared(result[2], gradients[2], wrong, "grad_value: it is P^T grad_read")
+    compared(result[2], gradients[2], wrong, "grad_value: it is P^T grad_read")
     _gradient_of_scores(result, gradients, query, key, value, weights, grad_read)
     _on_a_part_of_the_keys(answer, query, key, value, read, lse, grad_read, gradients)
     return "Equal to autograd on all keys, and on a part of the keys too: a tile is enough."
@@ -49,12 +49,6 @@ def _three(answer, query, key, value, *rest) -> list[Tensor]:
     )
     names = zip(("query", "key", "value"), result, (query, key, value), strict=True)
     return [tensor_of(came, tuple(x.shape), f"grad_{name}") for name, came, x in names]
-
-
-def _compared(given: Tensor, right: Tensor, likely: tuple, otherwise: str) -> None:
-    for wrong, message in likely:
-        require(not close(given, wrong), message)
-    require(close(given, right), otherwise)
 
 
 def _gradient_of_scores(result, gradients, query, key, value, weights, grad_read) -> None:
@@ -78,7 +72,7 @@ def _gradient_of_scores(result, gradients, query, key, value, weights, grad_read
         likely = tuple(
             (scale * turned(of_scores) @ other, f"{name}: {m}") for of_scores, m in wrong
         )
-        _compared(given, gradient, likely, f"{name}: right shape, wrong numbers")
+        compared(given, gradient, likely, f"{name}: right shape, wrong numbers")
 
 
 def _on_a_part_of_the_keys(answer, query, key, value, read, lse, grad_read, gradients) -> None:

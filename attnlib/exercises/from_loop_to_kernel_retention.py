@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attnlib.exercises.answers import require
+from attnlib.exercises.answers import compared, require
 from attnlib.exercises.from_loop_to_kernel_attention import load_block
-from attnlib.exercises.kernel_trials import Case, Changed, compared, functions, numbers, result_of
+from attnlib.exercises.kernel_trials import Case, Changed, functions, numbers, result_of
 from attnlib.exercises.registry import checker, mutant, solution
 from attnlib.kernels.tiles import load_rows, padded, product, store_rows
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attnlib.exercises.answers import close, require
+from attnlib.exercises.answers import close, compared, require
 from attnlib.exercises.from_loop_to_kernel_attention import (
     HEAD,
     NARROW,
@@ -28,7 +28,7 @@ from attnlib.exercises.from_loop_to_kernel_attention import (
     softmax_fold,
     strict,
 )
-from attnlib.exercises.kernel_trials import compared, functions
+from attnlib.exercises.kernel_trials import functions
 from attnlib.exercises.registry import ExerciseError, checker, mutant, solution
 from attnlib.kernels.launch import interpreted
 from attnlib.kernels.tiles import padded

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attnlib.exercises.answers import require
+from attnlib.exercises.answers import compared, require
 from attnlib.exercises.from_loop_to_kernel_attention import (
     NARROW,
     WIDE,
@@ -21,7 +21,7 @@ from attnlib.exercises.from_loop_to_kernel_attention import (
     scores_of,
     strict,
 )
-from attnlib.exercises.kernel_trials import compared, functions
+from attnlib.exercises.kernel_trials import functions
 from attnlib.exercises.registry import checker, mutant, solution
 from attnlib.kernels.tiles import padded, product
 

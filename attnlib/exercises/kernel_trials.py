@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from attnlib.exercises.answers import close, require
+from attnlib.exercises.answers import require
 from attnlib.exercises.registry import ExerciseError
 from attnlib.kernels.launch import interpreted
 
@@ -101,18 +101,6 @@ def result_of(answer: Any, case: Case) -> Tensor:
             "tensor: the load has no mask there, or the wrong one"
         )
     return results[0]
-
-
-def compared(
-    given: Tensor, right: Tensor, likely: Sequence[tuple[Tensor, str]], otherwise: str, **options
-) -> None:
-    """Refuse the result, with the words of the likely mistake that it shows."""
-    if close(given, right, **options):
-        return
-    for wrong, message in likely:
-        require(not close(given, wrong, **options), message)
-    require(not given.isnan().any(), f"the result holds NaN. {otherwise}")
-    raise ExerciseError(otherwise)
 
 
 def functions(answer: Any, names: Sequence[str]) -> list[Any]:

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from attnlib.attend import attend
 from attnlib.exercises.answers import call, close, require, tensor_of
 from attnlib.exercises.registry import ExerciseError, checker, mutant, solution
+from attnlib.exercises.seen_keys import require_support
 
 # ---- 1.1.3 softmax over a support
 
@@ -179,25 +180,9 @@ def _support_of(weights: Tensor, queries: int, keys: int, offset: int, case: str
     """Refuse weights whose support is not j <= i + offset, and say how it is shifted."""
     distance = torch.arange(keys) - torch.arange(queries)[:, None]
     seen = (weights > 1e-12).any(0)
-    bottom_right = torch.equal(seen, distance <= keys - queries) and keys - queries != offset
-    require(
-        not bottom_right,
-        f"{case}the last query sees the last key: the mask is aligned bottom-right, not top-left",
-    )
     ignored = offset and torch.equal(seen, distance <= 0)
     require(not ignored, f"{case}row 0 sees only key 0: the offset is ignored")
-    for i, j in (seen & (distance > offset)).nonzero().tolist():
-        require(
-            False,
-            f"{case}row {i} sees key {j}, which lies in its future: is the mask missing, or "
-            "shifted by one?",
-        )
-    for i, j in (~seen & (distance <= offset)).nonzero().tolist():
-        require(
-            False,
-            f"{case}row {i} does not see key {j}, which it may see: query i sees keys "
-            "j <= i + query_offset, the equal one included",
-        )
+    require_support(seen, distance <= offset, case)
 
 
 @solution("1.1.4")
@@ -212,18 +197,18 @@ def _masked_read(query, key, value, sees):
     return torch.softmax(scores.masked_fill(~sees(i, j), -1e30), -1) @ value
 
 
-@mutant("1.1.4", "does not see key 0")
+@mutant("1.1.4", "does not see key 0, which it may: the mask is shifted by one")
 def blind_to_itself(query, key, value, query_offset=0):
     sees = _masked_read(query, key, value, lambda i, j: j < i + query_offset)
     return torch.cat([torch.zeros_like(sees[..., :1, :]), sees[..., 1:, :]], -2)
 
 
-@mutant("1.1.4", "sees key 1, which lies in its future")
+@mutant("1.1.4", "sees key 1, which it may not see: the mask is shifted by one")
 def one_step_ahead(query, key, value, query_offset=0):
     return _masked_read(query, key, value, lambda i, j: j <= i + 1 + query_offset)
 
 
-@mutant("1.1.4", "bottom-right")
+@mutant("1.1.4", "the mask is aligned at its last row and key")
 def aligned_bottom_right(query, key, value, query_offset=0):
     shift = key.shape[-2] - query.shape[-2]
     return _masked_read(query, key, value, lambda i, j: j <= i + shift)
@@ -239,7 +224,7 @@ def offset_subtracted(query, key, value, query_offset=0):
     return _masked_read(query, key, value, lambda i, j: j <= (i - query_offset).clamp(min=0))
 
 
-@mutant("1.1.4", "which lies in its future")
+@mutant("1.1.4", "no mask is applied")
 def no_mask(query, key, value, query_offset=0):
     return _masked_read(query, key, value, lambda i, j: i + j >= 0)
 

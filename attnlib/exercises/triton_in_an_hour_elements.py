@@ -6,8 +6,8 @@ Each has one kernel; its mutants are the same kernel with `wrong` set. Needs Tri
 import triton
 import triton.language as tl
 
-from attnlib.exercises.answers import require
-from attnlib.exercises.kernel_trials import Case, Changed, compared, numbers, result_of
+from attnlib.exercises.answers import compared, require
+from attnlib.exercises.kernel_trials import Case, Changed, numbers, result_of
 from attnlib.exercises.registry import checker, mutant, solution
 
 # ---- K.1.1 one program turns a vector around

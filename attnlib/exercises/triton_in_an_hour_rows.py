@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from attnlib.exercises.answers import close, require
-from attnlib.exercises.kernel_trials import Case, Changed, compared, numbers, result_of
+from attnlib.exercises.answers import close, compared, require
+from attnlib.exercises.kernel_trials import Case, Changed, numbers, result_of
 from attnlib.exercises.registry import checker, mutant, solution
 
 # ---- K.1.5 causal softmax, a row for each program

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from attnlib.attend import attend
-from attnlib.exercises.answers import close, require
-from attnlib.exercises.kernel_trials import Case, Changed, compared, numbers, result_of
+from attnlib.exercises.answers import close, compared, require
+from attnlib.exercises.kernel_trials import Case, Changed, numbers, result_of
 from attnlib.exercises.registry import checker, mutant, solution
 
 # ---- K.1.7 scores: the product of queries and transposed keys
