@@ -68,9 +68,10 @@ def arguments() -> argparse.Namespace:
 
 
 def notebooks(root: Path = ROOT) -> list[Path]:
-    """All notebooks of the book, in order."""
+    """All notebooks of the book, in order; assignments are released and graded, not executed."""
     found = [path for part in ("book", "chapters") for path in (root / part).rglob("*.ipynb")]
-    return sorted(p for p in found if not re.search(r"/[._]", "/" + str(p.relative_to(root))))
+    other = re.compile(r"/[._]|/assignments/")
+    return sorted(p for p in found if not other.search("/" + str(p.relative_to(root))))
 
 
 def chosen(names: list[str]) -> list[Path]:

@@ -36,8 +36,9 @@ figures.use_style()"""
 
 
 def setup_cell(notebook: Path, root: Path = ROOT) -> str:
-    """The text of the setup cell of the notebook at `notebook`."""
+    """The text of the setup cell of the notebook at `notebook`; an assignment has its chapter's."""
     page = notebook.resolve().relative_to(root).with_suffix("").as_posix()
+    page = page.replace("/assignments/", "/")
     address = repository_address(root)
     return CELL.format(page=page, address=address, edition=edition(root), site=site(address))
 
