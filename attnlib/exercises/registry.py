@@ -33,6 +33,7 @@ MODULES = (
     "mixtures_of_heads_programs",
     "content_routing",
     "content_routing_programs",
+    "content_routing_gates",
     "test_time_memory",
     "test_time_memory_programs",
     "windows_and_neighborhoods",
