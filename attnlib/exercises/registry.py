@@ -2,54 +2,11 @@
 
 import difflib
 import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-
-MODULES = (
-    "preliminaries",
-    "soft_lookup",
-    "soft_lookup_programs",
-    "soft_lookup_bugs",
-    "exact_and_cached",
-    "exact_and_cached_programs",
-    "exact_and_cached_tiles",
-    "exact_and_cached_latent",
-    "exact_and_cached_bugs",
-    "beyond_softmax",
-    "beyond_softmax_programs",
-    "beyond_softmax_signed",
-    "feature_maps",
-    "feature_maps_programs",
-    "feature_maps_bugs",
-    "recurrent_and_chunked",
-    "recurrent_and_chunked_programs",
-    "recurrent_and_chunked_delta",
-    "recurrent_and_chunked_bugs",
-    "where_sinks_come_from",
-    "where_sinks_come_from_programs",
-    "mixtures_of_heads",
-    "mixtures_of_heads_programs",
-    "content_routing",
-    "content_routing_programs",
-    "content_routing_gates",
-    "test_time_memory",
-    "test_time_memory_programs",
-    "windows_and_neighborhoods",
-    "windows_and_neighborhoods_programs",
-    "triton_in_an_hour",
-    "from_loop_to_kernel",
-)
-# These hold kernels. Where Triton is missing (macOS, Windows) their exercises do not exist.
-MODULES_WITH_KERNELS = (
-    "triton_in_an_hour_elements",
-    "triton_in_an_hour_rows",
-    "triton_in_an_hour_tiles",
-    "from_loop_to_kernel_steps",
-    "from_loop_to_kernel_weight",
-    "from_loop_to_kernel_retention",
-)
 
 
 class ExerciseError(AssertionError):
@@ -112,11 +69,24 @@ def mutant(number: str, says: str, name: str | None = None) -> Callable:
 
 
 def all_exercises() -> dict[str, Exercise]:
-    """Every exercise of the book that has a checker, by number."""
-    with_kernels = MODULES_WITH_KERNELS if find_spec("triton") else ()
-    for module in MODULES + with_kernels:
-        importlib.import_module(f"attnlib.exercises.{module}")
-    return dict(_exercises)
+    """Every exercise of the book that has a checker, by number and in the order of the numbers.
+
+    They are found in the modules beside this one, so that a new chapter changes no line here. Where
+    Triton is missing (macOS, Windows) the exercises on kernels do not exist.
+    """
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        try:
+            importlib.import_module(f"attnlib.exercises.{module.name}")
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+    return dict(sorted(_exercises.items(), key=lambda item: _in_order(item[0])))
+
+
+def _in_order(number: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts "1.1.10" behind "1.1.9", and letters behind figures."""
+    parts = number.split(".")
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def check(number: str, answer: Any = None) -> None:
