@@ -3,21 +3,23 @@
 PYTHON ?= python3
 BOOK_ENV := .venv-book
 FULL_ENV := .venv
+COURSE_ENV := .venv-course
+COURSE := _build/course/gradebook.db
 PAGE := _build/html/book/index.html
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lab run study benchmark pdf gpu clean check-python
+.PHONY: help book test serve lab run study benchmark pdf gpu assignments grade clean check-python
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 book: $(BOOK_ENV)/.stamp ## build the site from the stored outputs and open it
 	@$(BOOK_ENV)/bin/jupyter-book build . -W --keep-going -n --quiet > /dev/null
 	@$(BOOK_ENV)/bin/python book/_tools/open_page.py $(PAGE)
 
-test: $(FULL_ENV)/.stamp ## prove it: lint, code, chapters, kernels, the site in a browser
+test: $(FULL_ENV)/.stamp $(COURSE_ENV)/.stamp ## prove it: lint, code, chapters, kernels, the site in a browser
 	@$(FULL_ENV)/bin/python book/_tools/run_tests.py
 
 serve: book ## serve the built site on this machine only (PORT=8000)
@@ -42,6 +44,14 @@ pdf: $(FULL_ENV)/.stamp ## write the book as one PDF (needs Chromium)
 gpu: ## test and time the kernels on a CUDA machine, with the python that is there
 	$(PYTHON) kernels/gpu.py $(ARGS)
 
+assignments: $(COURSE) ## make the notebooks for students, without solutions and hidden tests
+	@echo "The notebooks for students are in _build/assignments/"
+
+grade: $(COURSE) $(FULL_ENV)/.stamp ## grade a folder of submissions (SUBMISSIONS=folder, also OUTPUT, JOBS)
+	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+	@$(COURSE_ENV)/bin/python book/_tools/course/grade.py "$(SUBMISSIONS)" $(if $(OUTPUT),--output "$(OUTPUT)") \
+	  $(if $(JOBS),--jobs "$(JOBS)") $(if $(filter none,$(ISOLATION)),--without-isolation) $(ARGS)
+
 clean: ## remove what was built, keep the environments
 	rm -rf _build
 
@@ -49,6 +59,11 @@ check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	  echo "This book needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1)."; \
 	  echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+
+ASSIGNMENTS = $(wildcard chapters/*/assignments/*.ipynb)
+
+$(COURSE): $(ASSIGNMENTS) book/_tools/course/release.py book/_tools/setup_cell.py | $(COURSE_ENV)/.stamp
+	@$(COURSE_ENV)/bin/python book/_tools/course/release.py
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check
 
@@ -63,4 +78,10 @@ $(FULL_ENV)/.stamp: requirements.txt pyproject.toml | check-python
 	@$(PYTHON) -m venv $(FULL_ENV)
 	@$(FULL_ENV)/bin/python $(PIP_INSTALL) -r requirements.txt
 	@$(FULL_ENV)/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(COURSE_ENV)/.stamp: requirements-course.txt | check-python
+	@echo "Making $(COURSE_ENV): nbgrader, for assignments and grading (once, under a minute)"
+	@$(PYTHON) -m venv $(COURSE_ENV)
+	@$(COURSE_ENV)/bin/python $(PIP_INSTALL) -r requirements-course.txt
 	@touch $@
