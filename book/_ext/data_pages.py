@@ -1,4 +1,4 @@
-"""Directives that write pages from data: the map, the atlas, the ledger, the kernels, the sources.
+"""Directives that write pages from data: map, atlas, ledger, kernels, sources, a course.
 
 Each is one line in a page of the book, such as `{atlas-map}`, and becomes plain HTML when the site
 is built. Pages that use one are built anew each time, because their data may have changed.
@@ -7,6 +7,7 @@ is built. Pages that use one are built anew each time, because their data may ha
 from atlas_map import atlas_map
 from atlas_table import chapter_list, mechanism_table, paper_table
 from budget_table import budget_table
+from course_tables import assignment_table, syllabus_table
 from docutils import nodes
 from kernel_results import kernel_results
 from ledger_cards import ledger_cards
@@ -21,6 +22,8 @@ PAGES = {
     "chapter-list": chapter_list,
     "ledger-cards": ledger_cards,
     "budget-table": budget_table,
+    "syllabus-table": syllabus_table,
+    "assignment-table": assignment_table,
     "kernel-results": kernel_results,
     "sources-list": sources_list,
     "pdf-link": pdf_link,
