@@ -165,7 +165,7 @@ MUTANTS = [
     Mutant(
         "scatter makes rows quieter",
         "sign",
-        "loudness",
+        "bias",
         "-math.log(n) - deviation**2 / 2",
         "-math.log(n) + deviation**2 / 2",
         {
