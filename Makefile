@@ -62,7 +62,9 @@ check-python:
 
 ASSIGNMENTS = $(wildcard chapters/*/assignments/*.ipynb)
 
-$(COURSE): $(ASSIGNMENTS) book/_tools/course/release.py book/_tools/setup_cell.py | $(COURSE_ENV)/.stamp
+RELEASE = book/_tools/course/release.py book/_tools/course/leaks.py book/_tools/setup_cell.py
+
+$(COURSE): $(ASSIGNMENTS) $(RELEASE) | $(COURSE_ENV)/.stamp
 	@$(COURSE_ENV)/bin/python book/_tools/course/release.py
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import sandbox
 from feedback import write_feedback
-from release import COURSE, ROOT
+from sandbox import ROOT
 from scores import take_points_by_hand, write_by_hand, write_scores
-from submissions import Course, Job, Stray, found_jobs
+from submissions import COURSE, Course, Job, Stray, found_jobs
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import nbformat
 import sandbox
-from limited_execute import DIED, NOT_RUN, TOO_LONG, LimitedExecute
+from endings import DIED, NOT_RUN, TOO_LONG
+from limited_execute import LimitedExecute
 from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde

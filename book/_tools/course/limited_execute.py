@@ -10,15 +10,11 @@ count (nbgrader would take a warning for a failure, and a number that is shown f
 import time
 from pathlib import Path
 
+from endings import DIED, NOT_RUN, TOO_LONG
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_output
 from nbgrader.preprocessors import Execute
 from traitlets import Integer, Unicode
-
-TOO_LONG = "TooLong"
-NOT_RUN = "NotRun"
-DIED = "KernelDied"
-"""Names of the errors that say: there was no answer in time, or no process any more."""
 
 FREE = ("status", "execute_input")
 """Messages that do not count as printed."""

@@ -1,6 +1,6 @@
 """`make assignments`: from the sources with solutions to what students get.
 
-    python book/_tools/course/release.py
+    python book/_tools/course/release.py [SOURCE ...] [--course FOLDER] [--released FOLDER]
 
 Sources are `chapters/<part>/assignments/<slug>.ipynb`, ordinary notebooks with nbgrader's marks.
 Written are `_build/assignments/<slug>.ipynb` for students and the folder `_build/course`, which is
@@ -9,27 +9,21 @@ nothing leaks: no line of a solution or of a hidden test, unless it is given els
 what students get.
 """
 
+import argparse
 import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
-import nbformat
+from leaks import leaked
 from nbgrader.apps import NbGraderAPI
+from submissions import COURSE
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[3]
-COURSE = ROOT / "_build" / "course"
 RELEASED = ROOT / "_build" / "assignments"
 STUB = "# YOUR CODE HERE\nraise NotImplementedError"
-SECRETS = {
-    "### BEGIN SOLUTION": "### END SOLUTION",
-    "### BEGIN HIDDEN TESTS": "### END HIDDEN TESTS",
-}
-TELLING = 20
-"""A secret line that is as long as this is searched for inside of lines and metadata, too."""
-
 sys.path.insert(0, str(ROOT / "book" / "_tools"))
 from setup_cell import setup_cell  # noqa: E402
 
@@ -48,6 +42,8 @@ def release(paths: list[Path], course: Path = COURSE, released: Path = RELEASED)
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         raise ValueError(f"assignments must have different names, got {sorted(names)}")
+    if course.exists() and not (course / "gradebook.db").is_file():
+        raise ValueError(f"{course} exists and is no course: it is left as it is")
     fresh = course.with_name(course.name + ".unfinished")
     shutil.rmtree(fresh, ignore_errors=True)
     for path in paths:
@@ -61,8 +57,9 @@ def release(paths: list[Path], course: Path = COURSE, released: Path = RELEASED)
             raise ValueError(f"{path.stem}: the release shows what is secret: {leaks}")
     shutil.rmtree(course, ignore_errors=True)
     fresh.rename(course)
-    shutil.rmtree(released, ignore_errors=True)
-    released.mkdir(parents=True)
+    released.mkdir(parents=True, exist_ok=True)
+    for old in released.glob("*.ipynb"):
+        old.unlink()
     return [
         Path(shutil.copy(course / "release" / name / f"{name}.ipynb", released)) for name in names
     ]
@@ -85,45 +82,6 @@ def generate(course: Path, names: list[str]) -> None:
             raise ValueError(f"{name}: nbgrader refuses it:\n{said[-2000:]}")
 
 
-def leaked(source: Path, released: Path) -> list[str]:
-    """What is secret in the source and stands in the release all the same; outputs, too."""
-    secret, open_lines = set(), set()
-    for cell in nbformat.read(source, as_version=4).cells:
-        hidden, given = parted(cell.source)
-        secret |= hidden
-        open_lines |= given
-    notebook = nbformat.read(released, as_version=4)
-    lines = {line.strip() for cell in notebook.cells for line in cell.source.splitlines()}
-    text = json.dumps(notebook, ensure_ascii=False)
-    given = "\n".join(open_lines)
-    shown = {
-        line
-        for line in secret - open_lines
-        if line in lines or (len(line) >= TELLING and line not in given and quoted(line) in text)
-    }
-    marks = [mark for pair in SECRETS.items() for mark in pair if mark in text]
-    outputs = [f"outputs of {cell.id}" for cell in notebook.cells if cell.get("outputs")]
-    return sorted(shown) + marks + outputs
-
-
-def quoted(line: str) -> str:
-    """A line as it stands inside of a notebook's file."""
-    return json.dumps(line, ensure_ascii=False)[1:-1]
-
-
-def parted(source: str) -> tuple[set[str], set[str]]:
-    """(the lines between marks of secrecy, the others), without blank ones."""
-    hidden, given, until = set(), set(), None
-    for line in map(str.strip, source.splitlines()):
-        if until is None and line in SECRETS:
-            until = SECRETS[line]
-        elif line == until:
-            until = None
-        elif line:
-            (given if until is None else hidden).add(line)
-    return hidden, given
-
-
 def renew_setup_cell(path: Path) -> None:
     """Write the book's setup cell of today into a source, as `make run` does for chapters."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -137,15 +95,24 @@ def renew_setup_cell(path: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-if __name__ == "__main__":
-    found = sources()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make what students get, and nbgrader's course.")
+    parser.add_argument("sources", nargs="*", type=Path, help="default: all of the book")
+    parser.add_argument("--course", type=Path, default=COURSE, help="default: _build/course")
+    parser.add_argument("--released", type=Path, default=RELEASED, help="for students")
+    options = parser.parse_args()
+    if not options.sources:
+        for path in sources():
+            renew_setup_cell(path)
+    found = options.sources or sources()
     if not found:
         sys.exit("no assignments under chapters/*/assignments")
-    for path in found:
-        renew_setup_cell(path)
     try:
-        made = release(found)
+        made = release(found, options.course.resolve(), options.released.resolve())
     except ValueError as refusal:
         sys.exit(str(refusal))
-    for path in made:
-        print(path.relative_to(ROOT))
+    print(f"{len(made)} assignments, nothing secret in them")
+
+
+if __name__ == "__main__":
+    main()

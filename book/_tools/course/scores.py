@@ -40,7 +40,8 @@ def write_by_hand(path: Path, results: list[dict]) -> None:
 def take_points_by_hand(path: Path, results: list[dict]) -> None:
     """Put the points that a person wrote into the table into the results.
 
-    They count for the answer beside which they were written: a new answer has none yet. Raises ValueError for points that are no number between 0 and what the question gives.
+    They count for the answer beside which they were written: a new answer has none yet. Raises
+    ValueError for points that are no number between 0 and what the question gives.
     """
     given = {}
     if path.is_file():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import sandbox
-from limited_execute import DIED, NOT_RUN, TOO_LONG
+from endings import DIED, NOT_RUN, TOO_LONG
 from repaired_submission import is_added, is_answer
 from watched import Watched
 
@@ -50,7 +50,11 @@ def second_opinion(
     """Ask the second check about the notebook that nbgrader ran, if any test brought points."""
     if not any(points.values()):
         return Opinion()
-    task = {"cells": cells_for(source, ran, limits), "answers": sorted(names_set(source))}
+    task = {
+        "cells": cells_for(source, ran, limits),
+        "answers": sorted(names_set(source)),
+        "modules": sorted(modules_used(source)),
+    }
     command = [str(sandbox.interpreter()), str(sandbox.INSIDE / "second_check.py")]
     if isolation:
         command = sandbox.isolated(command, limits)
@@ -104,6 +108,19 @@ def names_set(source: nbformat.NotebookNode) -> set[str]:
                     found.add(node.name)
                 elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                     found.add(node.id)
+    return found
+
+
+def modules_used(source: nbformat.NotebookNode) -> set[str]:
+    """The modules that the given cells and the tests of an assignment import."""
+    found = set()
+    for cell in source.cells:
+        if cell.cell_type == "code" and not is_answer(cell):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    found |= {node.module, *(f"{node.module}.{a.name}" for a in node.names)}
     return found
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import nbformat
 from read_notebook import grade_id, read_cells
+from sandbox import ROOT
+
+COURSE = ROOT / "_build" / "course"
 
 
 @dataclass(frozen=True)

@@ -5,30 +5,29 @@ was replaced is put back, and its name is noted.
 """
 
 import builtins
+import contextlib
 import importlib
 import sys
 from types import FunctionType, ModuleType
 
-ALWAYS = (
-    *("attnlib", "attnlib.conformance", "attnlib.exercises.answers", "attnlib.exercises.seen_keys"),
-    *("attnlib.exercises.kernel_trials", "math", "torch", "torch.linalg", "torch.nn"),
-    *("torch.nn.functional", "torch.testing"),
-)
+TORCH = ("torch", "torch.linalg", "torch.nn", "torch.nn.functional", "torch.testing")
 CLASSES = (("torch", "Tensor"), ("torch.nn", "Module"))
 OURS = "attnlib"
 
 
 class KeptModules:
-    """The functions and classes of some modules as they were when this was made."""
+    """The functions and classes of some modules as they were when this was made.
 
-    def __init__(self, names: list[str] = ALWAYS):
+    These are Python's own, the named modules, and the most used of torch and all of attnlib where
+    those are loaded.
+    """
+
+    def __init__(self, names: list[str]):
         for name in names:
-            try:
+            with contextlib.suppress(ImportError):  # `from math import pi` names no module math.pi
                 importlib.import_module(name)
-            except ImportError:
-                continue
         ours = [name for name in sys.modules if name.split(".")[0] == OURS]
-        chosen = {*names, *ours} & sys.modules.keys()
+        chosen = {*names, *ours, *(TORCH if "torch" in sys.modules else ())} & sys.modules.keys()
         self.modules = {name: sys.modules[name] for name in sorted(chosen)}
         owners = [builtins, *self.modules.values(), *self.classes()]
         self.members = [(owner, callables(owner)) for owner in owners]

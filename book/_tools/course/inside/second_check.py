@@ -41,12 +41,12 @@ class Nothing:
         return self
 
 
-def run(cells: list[dict], tell, answers: frozenset[str] = frozenset()) -> list[str]:
+def run(cells: list[dict], tell, answers: list[str], modules: list[str]) -> list[str]:
     """Carry out the cells; `tell(id, message)` for each test; what the submission replaced.
 
-    `answers` are the names that the assignment's own solutions set.
+    `answers` are the names that the assignment's own solutions set, `modules` those that it uses.
     """
-    kept = KeptModules()
+    kept = KeptModules(modules)
     student = main_module()
     ours, given = dict(student), set()
     replaced = []
@@ -55,7 +55,7 @@ def run(cells: list[dict], tell, answers: frozenset[str] = frozenset()) -> list[
         space = student if answer else ours
         if not answer:
             replaced += kept.put_back()
-            hidden = {k for k in student if k in given or shadows(k)} - answers
+            hidden = {k for k in student if k in given or shadows(k)} - {*answers}
             ours.update({k: v for k, v in student.items() if k not in hidden})
         before = dict(space)
         message = carried_out(cell, space)
@@ -63,7 +63,7 @@ def run(cells: list[dict], tell, answers: frozenset[str] = frozenset()) -> list[
             changed = {k: v for k, v in ours.items() if before.get(k, Nothing) is not v}
             student.update(changed)
             if cell["kind"] == "given":
-                given |= changed.keys() - answers
+                given |= changed.keys() - {*answers}
         if cell["kind"] == "test":
             tell(cell["id"], message)
     return replaced + kept.put_back()
@@ -145,7 +145,7 @@ def main() -> None:
     def tell(name: str, message: str) -> None:
         os.write(answer, f"{json.dumps({'id': name, 'message': message})}\n".encode())
 
-    replaced = run(task["cells"], tell, frozenset(task["answers"]))
+    replaced = run(task["cells"], tell, task["answers"], task["modules"])
     os.write(answer, f"{json.dumps({'end': True, 'replaced': replaced[:20]})}\n".encode())
     os._exit(0)
 
