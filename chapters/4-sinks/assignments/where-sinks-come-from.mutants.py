@@ -145,9 +145,9 @@ MUTANTS = [
     Mutant(
         "the sink is lost one token early",
         "mask shifted by one",
-        "diagnosis",
-        "return sinks + window\n",
-        "return sinks + window - 1\n",
+        "first-lost",
+        "return sinks + window",
+        "return sinks + window - 1",
         {"test-diagnosis": "still reads token 0"},
     ),
     Mutant(

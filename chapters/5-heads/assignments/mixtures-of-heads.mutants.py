@@ -79,18 +79,16 @@ MUTANTS = [
         "a skipped head gets no key",
         "missing key",
         "cache",
-        "self.keys.append(key.clone())",
-        "self.keys.append(key.masked_fill(gates[:, None] == 0, -1e30))",
+        "self.seen.append((key.clone(), value.clone()))",
+        "self.seen.append((key.masked_fill(gates[:, None] == 0, -1e30), value.clone()))",
         {"test-decoding": "differs from", "test-promises": "are not right"},
     ),
     Mutant(
         "the token does not see itself",
         "mask shifted by one",
         "cache",
-        "keys = torch.stack(self.keys, dim=1)[on]\n"
-        "        values = torch.stack(self.values, dim=1)[on]",
-        "keys = torch.stack(self.keys[:-1] or self.keys, dim=1)[on]\n"
-        "        values = torch.stack(self.values[:-1] or self.values, dim=1)[on]",
+        "zip(*self.seen)",
+        "zip(*(self.seen[:-1] or self.seen))",
         {"test-decoding": "does not see key 1", "test-promises": "are not right"},
     ),
     Mutant(
@@ -129,8 +127,8 @@ MUTANTS = [
         "the cache keeps the caller's tensors",
         "stale state",
         "cache",
-        "self.keys.append(key.clone())",
-        "self.keys.append(key)",
+        "self.seen.append((key.clone(), value.clone()))",
+        "self.seen.append((key, value))",
         {"test-promises": "the caller reused its tensors"},
     ),
     Mutant(
@@ -146,9 +144,9 @@ MUTANTS = [
         "all caches are one",
         "stale state",
         "cache",
-        "self.keys, self.values = [], []",
-        "HeadCache.kept = HeadCache.__dict__.get('kept') or ([], [])\n"
-        "        self.keys, self.values = HeadCache.kept",
+        "self.seen.append((key.clone(), value.clone()))",
+        "self.seen = HeadCache.kept = HeadCache.__dict__.get('kept', [])\n"
+        "        self.seen.append((key.clone(), value.clone()))",
         {"test-decoding": "an earlier one was given", "test-promises": "an earlier one was given"},
     ),
     Mutant(
