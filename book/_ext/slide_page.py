@@ -50,8 +50,8 @@ def section(slide: Slide, count: int, chapter, notebook: Chapter) -> str:
             words += html
         else:
             things += html
-    beside = slide.layout == "side" or (len(kinds) > 1 and any(part.beside for part in parts))
-    shape = "side" if things and beside else "stack"
+    beside = len(kinds) > 1 and any(part.beside for part in parts)
+    shape = slide.layout or ("side" if beside else "stack")
     first = slide.number == 1
     head = "h1" if first else "h2"
     message = inline(with_steps(notebook.markdown(slide.message)))
@@ -89,16 +89,13 @@ def with_steps(html: str) -> str:
 
 def strip(lit: set[str]) -> str:
     """A thin line of five steps, those that the chapter changes lit."""
-    marks = "".join(
-        f'<span class="{step}{" on" if step in lit else ""}"></span>' for step in STEPS
-    )
+    marks = "".join(f'<span class="{step}{" on" if step in lit else ""}"></span>' for step in STEPS)
     return f'<div class="strip" aria-hidden="true">{marks}</div>'
 
 
 def band(lit: set[str]) -> str:
     steps = " ".join(
-        f'<span class="step {step}{" on" if step in lit else ""}">{step}</span>'
-        for step in STEPS
+        f'<span class="step {step}{" on" if step in lit else ""}">{step}</span>' for step in STEPS
     )
     return f'<p class="steps">{steps}</p>'
 

@@ -27,6 +27,7 @@ from slide_source import Reference, SlideError
 
 HIDDEN = {"exercise", "solution", "setup"}  # cells whose code is not the chapter's
 DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\.\d)")
+ASKS = re.compile(r"(Click|Choose|Walk|Stand|Try|Move|The last button)\b")  # for a live figure only
 SQUARE = 1.55  # a picture less wide than this stands beside the words
 
 
@@ -143,7 +144,7 @@ class Chapter:
         for _, where, output in self.outputs():
             html = "".join(output.get("data", {}).get("text/html", ""))
             if html.startswith("<figure"):
-                found.append(figure(html, where))
+                found.append(figure(html, where, self.address))
         return found
 
     @cached_property
@@ -245,8 +246,9 @@ def markdown(link):
     return parser.render
 
 
-def figure(html: str, where: Place) -> Found:
-    """The picture of a figure with its caption; sliders stay, other viewers stand still."""
+def figure(html: str, where: Place, address: str) -> Found:
+    """The picture of a figure with its caption. Sliders stay; other viewers stand still, and the
+    deck leads to where they live."""
     soup = BeautifulSoup(html, "html.parser")
     outer, caption, images = soup.figure, soup.figcaption, soup.find_all("img")
     words = caption.get_text() if caption else images[0]["alt"]
@@ -263,11 +265,15 @@ def figure(html: str, where: Place) -> Found:
         f"{image}</div>"
         for image in images
     )
+    said, live = words, ""
+    if soup.select_one(".attn-live"):
+        said = " ".join(sentence for sentence in sentences(words) if not ASKS.match(sentence))
+        live = f' <a href="{address}#{where.anchor}">Live in the chapter.</a>'
     shown = (
         f'<figure class="{classes}"{facts}>{pictures}{sliders}'
-        f"<figcaption>{escape(opening(words))}</figcaption></figure>"
+        f"<figcaption>{escape(opening(said))}{live}</figcaption></figure>"
     )
-    more = words if opening(words) != words else ""
+    more = words if opening(said) != words else ""
     return Found((words,), Part(shown, where, wide < SQUARE, more))
 
 
@@ -292,11 +298,15 @@ def moved(part: Part, state: str) -> Part:
 def opening(caption: str, room: int = 190) -> str:
     """The first sentences of a caption that fit on a slide."""
     kept = ""
-    for sentence in re.split(r"(?<=[.?!])\s+", caption):
+    for sentence in sentences(caption):
         if kept and len(kept) + len(sentence) > room:
             break
         kept = f"{kept} {sentence}".strip()
     return kept
+
+
+def sentences(caption: str) -> list[str]:
+    return re.split(r"(?<=[.?!])\s+", caption)
 
 
 def code(source: str) -> str:

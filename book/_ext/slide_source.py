@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KINDS = ("figure", "equation", "code", "cell", "print", "claim", "table", "exercise")
-LAYOUTS = ("side",)
+LAYOUTS = ("side", "stack")  # where the words stand: beside the rest, or above it
 FEWEST, MOST = 8, 12
 REFERENCE = re.compile(r"!([a-z]+)[ \t]*(.*)")
 

@@ -130,10 +130,10 @@ function fitWidth(equation) {
 }
 
 function tooMuch(slide) {
-  const boxes = [...slide.querySelectorAll(".stage, .body, .words, .things, .things > *, pre")];
+  const boxes = [...slide.querySelectorAll(".stage, .body, .words, .things, .things > :not(table), pre")];
   const tall = (box) => box.scrollHeight > box.clientHeight + 2;
   const wide = (box) => box.scrollWidth > box.clientWidth + 2;
-  const small = (picture) => picture.clientHeight < 0.24 * slide.clientHeight;
+  const small = (picture) => picture.clientHeight < 0.3 * slide.clientHeight * (page.classList.contains("with-notes") ? 0.68 : 1);
   return boxes.some((box) => tall(box) || wide(box))
     || [...slide.querySelectorAll("div.math")].some(wide)
     || [...slide.querySelectorAll(".picture")].some(small);
