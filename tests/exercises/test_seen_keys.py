@@ -63,3 +63,8 @@ def test_a_shifted_window_is_named():
     allowed = causal(6, 6) & ~causal(6, 6, -3)
     with pytest.raises(ExerciseError, match="shifted by one"):
         require_support(causal(6, 6, 1) & ~causal(6, 6, -2), allowed)
+
+
+def test_inputs_need_no_axis_for_sequences_or_heads():
+    query, key, value = (tensor[0] for tensor in drawn(3, 4))
+    assert seen_keys(attend, query, key, value, is_causal=True).equal(causal(3, 4))
