@@ -18,6 +18,7 @@ SYLLABUS = ROOT / "book/syllabus.csv"
 SECTION = re.compile(r"## (\d+)\. (.+)")
 EXERCISE = re.compile(r"\*\*Exercise ([\w.]+)\*\* · .* · (\d+) min")
 TASK = re.compile(r"## Task \d+\. (.+?)(?: \(\d+ points?\))?$")
+TAG = re.compile(r"\\tag\{([\w.]+)\}")
 FOLDED = re.compile(r"<details>.*?</details>", re.S)
 
 
@@ -164,6 +165,24 @@ def section_words(stored: dict) -> dict[int, int]:
                 section = int(match[1])
             words[section] = words.get(section, 0) + len(line.split())
     return words
+
+
+def section_of_equations(stored: dict) -> dict[str, int]:
+    """The section in which each numbered equation of a chapter stands."""
+    found, section = {}, 1
+    for text in texts(stored):
+        for line in text.splitlines():
+            if match := SECTION.match(line):
+                section = int(match[1])
+            found |= dict.fromkeys(TAG.findall(line), section)
+    return found
+
+
+def exercise_texts(stored: dict) -> dict[str, str]:
+    """What each exercise asks, without its folded hints."""
+    return {
+        match[1]: FOLDED.sub("", text) for text in texts(stored) if (match := EXERCISE.match(text))
+    }
 
 
 def texts(stored: dict) -> list[str]:

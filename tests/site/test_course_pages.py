@@ -95,6 +95,25 @@ def test_a_week_is_no_more_than_eight_hours_and_a_chapter_comes_after_what_it_ne
             assert chapters <= known, (week.number, reading.page)
 
 
+def test_equations_that_an_assignment_or_exercise_names_were_read_by_then():
+    """Of its own chapter, in the sections of this week or an earlier one."""
+    from course_data import exercise_texts, section_of_equations, weeks
+
+    read = {}
+    for week in weeks():
+        for reading in week.readings:
+            stored = json.loads((ROOT / f"{reading.page}.ipynb").read_text(encoding="utf-8"))
+            home = section_of_equations(stored)
+            read.setdefault(reading.page, set()).update(reading.sections or home.values())
+            asked = [text for n, text in exercise_texts(stored).items() if n in reading.exercises]
+            if reading.assignment:
+                chapter, slug = reading.page.rsplit("/", 1)
+                asked.append(markdown_of(f"{chapter}/assignments/{slug}"))
+            named = {f"{n}.{place}" for text in asked for n, place in EQUATION.findall(text)}
+            early = {name for name in named & set(home) if home[name] not in read[reading.page]}
+            assert not early, (week.number, reading.page, early)
+
+
 def test_minutes_of_parts_of_a_chapter_add_up_to_its_own():
     from course_data import reading_minutes, section_words
 
