@@ -26,6 +26,7 @@ def setup(app):
     app.connect("builder-inited", write_static_files)
     app.connect("html-page-context", drop_foreign_scripts, priority=999)
     app.connect("build-finished", empty_icon_library)
+    app.connect("build-finished", drop_source_maps)
     app.set_html_assets_policy("always")  # pages written from data have equations too
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -70,6 +71,12 @@ def empty_icon_library(app, error):
     library = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
     if library.exists():
         library.write_text("// see icons.css\n")
+
+
+def drop_source_maps(app, error):
+    """3 MB with which the theme's own developers find their lines; no page asks for them."""
+    for path in (Path(app.outdir) / "_static").rglob("*.map"):
+        path.unlink()
 
 
 def drop_foreign_scripts(app, page, template, context, doctree):

@@ -55,14 +55,15 @@ def section(slide: Slide, count: int, chapter, notebook: Chapter) -> str:
     first = slide.number == 1
     head = "h1" if first else "h2"
     message = inline(with_steps(notebook.markdown(slide.message)))
-    above = f'<p class="slide-chapter">{chapter.number} {escape(chapter.title)}</p>{band(notebook.steps)}'
+    title = f"{chapter.number} {escape(chapter.title)}"
+    above = f'<p class="slide-chapter">{title}</p>{band(notebook.steps)}'
     return f"""<section class="slide {"first" if first else ""}" id="{slide.number}"
  aria-labelledby="message-{slide.number}">
 <div class="stage">{strip(notebook.steps)}
 {above if first else ""}
 <{head} id="message-{slide.number}">{message}</{head}>
 <div class="body {shape}"><div class="words">{words}</div><div class="things">{things}</div></div>
-<p class="foot"><span>{KEYS if first else f"{chapter.number} {escape(chapter.title)}"}</span>
+<p class="foot"><span>{KEYS if first else title}</span>
 {source_link(parts, notebook)}<span class="count">{slide.number} / {count}</span></p>
 </div>
 <details class="notes"><summary>Notes</summary>{notes(slide, parts, notebook)}</details>

@@ -69,7 +69,7 @@ class Chapter:
         self.markdown = markdown(self.link)
 
     def part(self, reference: Reference) -> Part:
-        """The one part that the reference means, among `self.figures`, `self.equations` and so on."""
+        """The one part that it means, among `self.figures`, `self.equations` and so on."""
         words, state = reference.words, ""
         if reference.kind == "figure":
             words, _, state = words.partition(" | ")

@@ -1,7 +1,7 @@
 """Reads the source of a deck of slides, chapters/<part>/<slug>.slides.md.
 
-The first heading, `# ...?`, is the question of the chapter; every `## ...` begins a slide and is its
-message. Lines of Markdown follow, and lines such as `!figure Weighing is never worse` that take
+The first heading, `# ...?`, is the question of the chapter; every `## ...` begins a slide and is
+its message. Lines of Markdown follow, and lines such as `!figure Weighing is never worse` that take
 something from the chapter. What comes after a line `Notes:` is for the speaker.
 """
 

@@ -113,6 +113,7 @@ addEventListener("pointermove", () => {
 function fitAll() {
   slides.forEach((slide) => {
     slide.style.removeProperty("--fit");
+    slide.querySelectorAll("div.math").forEach(fitWidth);
     let size = slide.querySelector(".attn-figure") ? 1 : LARGEST;
     while (WIDE.matches && size > SMALLEST) {
       slide.style.setProperty("--fit", size.toFixed(2));
