@@ -9,7 +9,8 @@ PAGE := _build/html/book/index.html
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lab run study benchmark pdf gpu assignments grade clean check-python
+.PHONY: help book test serve lab run study benchmark pdf gpu assignments grade clean check-python \
+  check-submissions
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -47,8 +48,7 @@ gpu: ## test and time the kernels on a CUDA machine, with the python that is the
 assignments: $(COURSE) ## make the notebooks for students, without solutions and hidden tests
 	@echo "The notebooks for students are in _build/assignments/"
 
-grade: $(COURSE) $(FULL_ENV)/.stamp ## grade a folder of submissions (SUBMISSIONS=folder, also OUTPUT, JOBS)
-	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+grade: check-submissions $(FULL_ENV)/.stamp $(COURSE) ## grade a folder of submissions (SUBMISSIONS=folder, also OUTPUT, JOBS)
 	@$(COURSE_ENV)/bin/python book/_tools/course/grade.py "$(SUBMISSIONS)" $(if $(OUTPUT),--output "$(OUTPUT)") \
 	  $(if $(JOBS),--jobs "$(JOBS)") $(if $(filter none,$(ISOLATION)),--without-isolation) $(ARGS)
 
@@ -66,6 +66,9 @@ RELEASE = book/_tools/course/release.py book/_tools/course/leaks.py book/_tools/
 
 $(COURSE): $(ASSIGNMENTS) $(RELEASE) | $(COURSE_ENV)/.stamp
 	@$(COURSE_ENV)/bin/python book/_tools/course/release.py
+
+check-submissions:
+	@test -n "$(SUBMISSIONS)" || { echo "Say which folder: make grade SUBMISSIONS=folder"; exit 2; }
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check
 

@@ -69,7 +69,7 @@ def grade(task: Task) -> dict:
     submission = repaired(task.notebook, task.read("release"))
     notes = list(submission.notes)
     if submission.notebook is None:
-        scores = dict.fromkeys(graded_names(source), (0.0, notes[-1]))
+        scores = dict.fromkeys(graded_names(source), (0.0, "not run: nothing was found to run"))
         opinion, answers = Opinion(), {}
     else:
         ran, scores = run_under_nbgrader(task, submission.notebook)
@@ -223,22 +223,28 @@ def stopped_cells(notebook: nbformat.NotebookNode) -> list[str]:
     return notes
 
 
-def error_name(cell: nbformat.NotebookNode) -> str:
+def first_error(cell: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """What a cell stopped with; where it was stopped for its time, that."""
     errors = [output for output in cell.get("outputs", []) if output.output_type == "error"]
-    return errors[0].ename if errors else ""
+    return min(errors, key=lambda error: error.ename != TOO_LONG, default=None)
+
+
+def error_name(cell: nbformat.NotebookNode) -> str:
+    error = first_error(cell)
+    return error.ename if error else ""
 
 
 def message_of(cell: nbformat.NotebookNode) -> str:
-    """What the first error of a cell says, in words; empty where there is none."""
-    for output in cell.get("outputs", []):
-        if output.output_type == "error":
-            text = output.evalue.strip()[:MOST_WORDS]
-            if output.ename in IN_WORDS:
-                return IN_WORDS[output.ename].format(message=text)
-            if output.ename in CHECKS:
-                return text or "a check failed that says no more"
-            return f"the code stopped with {output.ename}" + (f": {text}" if text else "")
-    return ""
+    """What a cell stopped with, in words; empty where it did not."""
+    error = first_error(cell)
+    if error is None:
+        return ""
+    text = error.evalue.strip()[:MOST_WORDS]
+    if error.ename in IN_WORDS:
+        return IN_WORDS[error.ename].format(message=text)
+    if error.ename in CHECKS:
+        return text or "a check failed that says no more"
+    return f"the code stopped with {error.ename}" + (f": {text}" if text else "")
 
 
 def bound_memory(most: int) -> None:

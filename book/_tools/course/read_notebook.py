@@ -16,13 +16,16 @@ def read_cells(path: Path, notes: list[str]) -> list[dict] | None:
             "clear the outputs and hand it in again"
         )
         return None
+    if not size:
+        notes.append("the file is empty")
+        return None
     text = decoded(path.read_bytes(), notes)
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
         cells = salvaged(text)
         if not cells:
-            notes.append(f"the file is no notebook: {error}")
+            notes.append(f"the file is no notebook ({error})")
             return None
         notes.append(f"the file is damaged ({error}): {len(cells)} whole cells were found in it")
         facts = {"cells": cells}
