@@ -52,6 +52,7 @@ def section(slide: Slide, count: int, chapter, notebook: Chapter) -> str:
             things += html
     beside = len(kinds) > 1 and any(part.beside for part in parts)
     shape = slide.layout or ("side" if beside else "stack")
+    words = tags_apart(words) if shape == "side" else words
     first = slide.number == 1
     head = "h1" if first else "h2"
     message = inline(with_steps(notebook.markdown(slide.message)))
@@ -68,6 +69,13 @@ def section(slide: Slide, count: int, chapter, notebook: Chapter) -> str:
 </div>
 <details class="notes"><summary>Notes</summary>{notes(slide, parts, notebook)}</details>
 </section>"""
+
+
+def tags_apart(html: str) -> str:
+    """In a narrow column the number of an equation stands beside it and takes room on one side."""
+    wide = r'(<div class="math" data-tag="(.+?)">.*?)\\tag\{.+?\}(.*?</div>)'
+    apart = r'<div class="numbered">\1\3<span class="eqno">(\2)</span></div>'
+    return re.sub(wide, apart, html, flags=re.S)
 
 
 def check_numbers(slide: Slide, notebook: Chapter) -> None:

@@ -154,7 +154,7 @@ class Chapter:
             for match in re.finditer(r"\$\$(.+?)\$\$", source, re.S):
                 if tag := re.search(r"\\tag\{(.+?)\}", match[1]):
                     here = last_place(source[: match.start()], where)
-                    html = f'<div class="math">\\[{escape(match[1])}\\]</div>'
+                    html = f'<div class="math" data-tag="{tag[1]}">\\[{escape(match[1])}\\]</div>'
                     found.append(Found((tag[1],), Part(html, here)))
         return found
 

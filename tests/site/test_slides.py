@@ -43,7 +43,7 @@ def test_every_reference_resolves_and_pictures_are_those_of_the_notebook(chapter
     pictures = [image["src"].split("base64,")[1] for image in page.select("img")]
     assert pictures
     assert all(picture in stored for picture in pictures)
-    tags = [re.search(r"\\tag\{(.+?)\}", box.text)[1] for box in page.select("div.math")]
+    tags = [box["data-tag"] for box in page.select("div.math")]
     assert tags
     assert len(tags) == len(set(tags))
 
@@ -169,7 +169,7 @@ CROWDED = """() => [...document.querySelectorAll('.slide')].flatMap(slide => {
     if (box.scrollWidth > box.clientWidth + 2) note(box, 'cut');
   }
   const letters = (box) => parseFloat(getComputedStyle(box).fontSize);
-  for (const [kind, least] of [['.words p', 17], ['pre', 14], ['.attn-claim', 15], ['td', 15]]) {
+  for (const [kind, least] of [['.words p', 17], ['pre', 14], ['.attn-claim', 15], ['td', 15], ['div.math', 18]]) {
     find(kind).filter(box => letters(box) < least).forEach(box => note(box, 'in small letters'));
   }
   find('.picture').filter(box => box.clientHeight < 190).forEach(box => note(box, 'small'));
