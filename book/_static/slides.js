@@ -14,10 +14,6 @@ document.addEventListener("DOMContentLoaded", () => {
   slides = [...document.querySelectorAll(".slide")];
   go(Number(location.hash.slice(1)) - 1 || 0);
   if (location.search === "?speaker") showNotes(true);
-  const seen = new IntersectionObserver(
-    (found) => found.filter((one) => one.isIntersecting).forEach((one) => arrived(one.target)),
-    { threshold: 0.6 });
-  slides.forEach((slide) => seen.observe(slide));
   document.querySelectorAll(".controls button").forEach((button) => {
     button.addEventListener("click", () => {
       if (button.dataset.move) go(current + Number(button.dataset.move));
@@ -40,13 +36,15 @@ function go(place) {
   tell();
 }
 
-// The reader scrolled or swiped to a slide.
-function arrived(slide) {
-  const place = slides.indexOf(slide);
-  if (place === current) return;
-  current = place;
-  tell();
-}
+// The reader scrolled to a slide.
+let settled = 0;
+addEventListener("scroll", () => {
+  clearTimeout(settled);
+  settled = setTimeout(() => {
+    const place = Math.round(scrollY / slides[0].offsetHeight);
+    if (WIDE.matches && place !== current && slides[place]) { current = place; tell(); }
+  }, 120);
+});
 
 // The address names the slide; the speaker's window and ours stay together.
 function tell() {

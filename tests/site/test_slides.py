@@ -169,8 +169,9 @@ CROWDED = """() => [...document.querySelectorAll('.slide')].flatMap(slide => {
     if (box.scrollWidth > box.clientWidth + 2) note(box, 'cut');
   }
   const letters = (box) => parseFloat(getComputedStyle(box).fontSize);
-  for (const [kind, least] of [['.words p', 17], ['pre', 14], ['.attn-claim', 15], ['td', 15], ['div.math', 18]]) {
-    find(kind).filter(box => letters(box) < least).forEach(box => note(box, 'in small letters'));
+  const least = {'.words p': 17, 'pre': 14, '.attn-claim': 15, 'td': 15, 'div.math': 18};
+  for (const kind in least) {
+    find(kind).filter(box => letters(box) < least[kind]).forEach(box => note(box, 'too small'));
   }
   find('.picture').filter(box => box.clientHeight < 190).forEach(box => note(box, 'small'));
   return said;
