@@ -106,7 +106,8 @@ def test_a_test_cell_is_locked_and_an_answer_keeps_nothing_secret_outside_its_so
         elif facts["grade"] and not facts["solution"]:
             assert facts["locked"] and cell.source.count("### BEGIN HIDDEN TESTS") == 1, cell.id
         elif facts["solution"] and cell.cell_type == "code":
-            assert cell.source.count("### BEGIN SOLUTION") == 1, cell.id
+            marks = [cell.source.count(f"### {end} SOLUTION") for end in ("BEGIN", "END")]
+            assert marks[0] == marks[1] >= 1, cell.id
 
 
 @each_assignment
