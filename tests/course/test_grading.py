@@ -88,7 +88,7 @@ def graded(course):
         answers("fakes", hostile.FAKES_A_SCORE)
 
         damaged(folder, blank)
-        seconds = ("--cell-seconds", str(CELL_SECONDS), "--seconds", "20")
+        seconds = ("--cell-seconds", str(CELL_SECONDS), "--seconds", "40")
         run = grade(folder, course, *seconds)
     assert run.returncode == 0, run.stdout + run.stderr
     return course, run

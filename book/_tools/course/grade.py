@@ -15,18 +15,19 @@ points there and run the same command again), `feedback/<student>.html` and `res
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sandbox
 from feedback import write_feedback
+from grade_one import RESULT, SAID, in_a_process
 from sandbox import ROOT
 from scores import take_points_by_hand, write_by_hand, write_scores
 from submissions import COURSE, Course, Job, Stray, found_jobs
@@ -36,6 +37,9 @@ HERE = Path(__file__).resolve().parent
 GRADED = ROOT / "_build" / "graded"
 OWN_TIME = 120
 """Seconds that grading one submission may take beside the submission's own."""
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Each submission has a process of its own; nbgrader, slow to import, is loaded once for all."""
+PROCESSES.set_forkserver_preload(["grade_one"])
 
 
 @dataclass
@@ -45,7 +49,7 @@ class Setting:
     course: Course
     limits: sandbox.Limits
     isolation: bool
-    running: set[subprocess.Popen] = field(default_factory=set)
+    running: set = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def fingerprint(self, job: Job) -> str:
@@ -75,6 +79,8 @@ def main(arguments: list[str]) -> int:
         print(f"no submissions in {options.folder}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, interrupted)
+    for name, first in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", HERE)):
+        os.environ[name] = f"{first}{os.pathsep}{os.environ.get(name, '')}"  # for what is started
     try:
         results = all_graded(jobs, setting, options.jobs)
     except KeyboardInterrupt:
@@ -196,11 +202,10 @@ def fresh(job: Job, setting: Setting) -> dict:
             "student": job.student,
             "notebook": str(job.notebook),
             "folder": folder,
-            "limits": asdict(setting.limits),
             "isolation": setting.isolation,
         }
         error = said_by_grader(task, setting)
-        result = read_result(Path(folder) / "result.json")
+        result = read_result(Path(folder) / RESULT)
     if error or not result:
         return {**blank(job), "error": error or "the grader wrote no result"}
     return {**result, "error": ""}
@@ -208,31 +213,23 @@ def fresh(job: Job, setting: Setting) -> dict:
 
 def said_by_grader(task: dict, setting: Setting) -> str:
     """Run the grader of one submission; why it failed, or nothing."""
+    process = PROCESSES.Process(target=in_a_process, args=(task, setting.limits))
     if setting.stopped.is_set():
         return "not graded yet"
-    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "grade_one.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PATH": beside},
-        start_new_session=True,  # an interruption from the keyboard reaches this process alone
-    )
+    process.start()
     setting.running.add(process)
     if setting.stopped.is_set():
         process.kill()
-    try:
-        said = process.communicate(json.dumps(task), OWN_TIME + 2 * setting.limits.seconds)[1]
-    except subprocess.TimeoutExpired:
+    process.join(OWN_TIME + 2 * setting.limits.seconds)
+    setting.running.discard(process)
+    if process.exitcode is None:
         process.kill()
-        process.communicate()
+        process.join()
         return "grading did not end in time"
-    finally:
-        setting.running.discard(process)
-    return f"the grader failed: {said.strip()[-500:]}" if process.returncode else ""
+    if process.exitcode:
+        said = (Path(task["folder"]) / SAID).read_text(encoding="utf-8", errors="replace")
+        return f"the grader failed: {said.strip()[-500:]}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Grades one submission, in a process of its own, and writes what it found as JSON.
 
-`make grade` starts it for each submission and tells it on its standard input which one. The
-student's code runs in a kernel inside the sandbox, once under nbgrader and once more, as plain
-functions, under the second check.
+`make grade` starts `in_a_process` for each submission. The student's code runs in a kernel inside
+the sandbox, once under nbgrader and once more, as plain functions, under the second check.
 """
 
 import json
@@ -28,6 +27,7 @@ from traitlets.config import Config
 from watched import Watched
 
 RESULT = "result.json"
+SAID = "said.txt"
 MOST_WORDS = 600
 STUDENT = "student"
 """What nbgrader calls every student: names of folders may hold what it does not take."""
@@ -128,8 +128,15 @@ def rows_of(
             row["of"] = float(cell.metadata.nbgrader.points)
             row["by hand"] = by_hand(cell)
             row["answer"] = answers.get(name, "")
+            row["rubric"] = rubric(cell) if by_hand(cell) else ""
             rows.append(row)
     return rows
+
+
+def rubric(cell: nbformat.NotebookNode) -> str:
+    """What stands in the source of an open question, for those who mark it."""
+    lines = [line for line in cell.source.splitlines() if not line.startswith("### ")]
+    return "\n".join(lines).strip()
 
 
 def run_under_nbgrader(
@@ -254,14 +261,14 @@ def bound_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def main() -> None:
-    told = json.loads(sys.stdin.read())
-    limits = sandbox.Limits(**told.pop("limits"))
+def in_a_process(told: dict, limits: sandbox.Limits) -> None:
+    """What the process of one submission does; what goes wrong stands in folder/said.txt."""
+    os.setsid()  # an interruption from the keyboard reaches the process that started this one
+    folder = Path(told["folder"])
+    said = os.open(folder / SAID, os.O_WRONLY | os.O_CREAT, 0o600)
+    for stream in (1, 2):
+        os.dup2(said, stream)
     bound_memory(limits.memory + 2 * 2**30)
-    paths = {name: Path(told.pop(name)) for name in ("course", "notebook", "folder")}
-    task = Task(limits=limits, **paths, **told)
-    (task.folder / RESULT).write_text(json.dumps(grade(task), indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    paths = {name: Path(told[name]) for name in ("course", "notebook", "folder")}
+    found = grade(Task(**{**told, **paths}, limits=limits))
+    (folder / RESULT).write_text(json.dumps(found, indent=1), encoding="utf-8")

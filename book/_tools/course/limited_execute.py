@@ -70,10 +70,12 @@ class LimitedExecute(Execute):
             self.stopped = "an earlier cell ended the process: too much memory, or an exit"
             cell.outputs = [*cell.outputs, error(DIED, "this cell ended the process")]
         except CellTimeoutError:
-            if time.monotonic() - started >= allowed:  # it was interrupted, and went on
+            if self.printed > self.output_bytes:
+                message = "its output was too much to arrive in time"
+            elif time.monotonic() - started >= allowed:  # it was interrupted, and went on
                 self.stopped = "an earlier cell ran too long and could not be stopped"
                 message = self.error_on_timeout["evalue"]
-            else:  # the answer came, and what the cell printed did not
+            else:
                 message = "its output did not arrive in time"
             cell.outputs = [*cell.outputs, error(TOO_LONG, message)]
         if cell.metadata.get("nbgrader", {}).get("grade"):
@@ -84,13 +86,13 @@ class LimitedExecute(Execute):
         """Take what a cell prints until there is too much of it."""
         if msg["msg_type"] not in FREE:
             before = self.printed
-            self.printed += len(str(msg["content"]))
+            content = msg["content"]
+            self.printed += len(content["text"] if "text" in content else str(content))
             if self.printed > self.output_bytes:
                 if before <= self.output_bytes:
                     text = f"[more than {self.output_bytes} bytes: the rest is cut]"
                     cell.outputs.append(new_output("stream", name="stdout", text=text))
                 if msg["msg_type"] == "error":
-                    content = msg["content"]
                     cell.outputs.append(error(content["ename"][:100], content["evalue"][:1000]))
                 return None
         return super().process_message(msg, cell, cell_index)

@@ -76,7 +76,15 @@ def isolated(
         line += ["--unshare-user"]
     for path in filter(os.path.exists, SYSTEM):
         line += ["--symlink", os.readlink(path), path] if os.path.islink(path) else bind(path)
-    line += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    line += [
+        "--perms",
+        "0755",
+        "--dir",
+        "/etc",
+        "--ro-bind-try",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.cache",
+    ]
     line += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/tmp", "/scratch", "/dev/shm"):
         line += ["--size", str(limits.file_bytes), "--perms", "1777", "--tmpfs", folder]

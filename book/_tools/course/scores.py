@@ -9,7 +9,7 @@ COLUMNS = (
     *("student", "assignment", "points", "of", "by hand", "flagged", "second check"),
     *("notes", "error"),
 )
-BY_HAND = ("student", "assignment", "question", "of", "points", "answer")
+BY_HAND = ("student", "assignment", "question", "of", "points", "answer", "rubric")
 
 
 def write_scores(path: Path, results: list[dict], strays: list[Stray]) -> None:
@@ -28,12 +28,12 @@ def write_scores(path: Path, results: list[dict], strays: list[Stray]) -> None:
 
 def write_by_hand(path: Path, results: list[dict]) -> None:
     """The answers that a person marks, with the points that were given already."""
-    rows = [
-        [r["student"], r["assignment"], t["id"], t["of"], shown(t["points"]), t["answer"]]
-        for r in results
-        for t in r["tasks"]
-        if t["by hand"]
-    ]
+    rows = []
+    for result in results:
+        for task in result["tasks"]:
+            if task["by hand"]:
+                row = [result["student"], result["assignment"], task["id"], task["of"]]
+                rows.append([*row, shown(task["points"]), task["answer"], task["rubric"]])
     write_table(path, BY_HAND, rows)
 
 

@@ -31,6 +31,7 @@ class KeptModules:
         self.modules = {name: sys.modules[name] for name in sorted(chosen)}
         owners = [builtins, *self.modules.values(), *self.classes()]
         self.members = [(owner, callables(owner)) for owner in owners]
+        self.names = [(c, frozenset(vars(c))) for c in self.classes()]
         values = [value for _, members in self.members for value in members.values()]
         functions = {value for value in values if isinstance(value, FunctionType)}
         self.bodies = [(function, body(function)) for function in functions]
@@ -55,8 +56,14 @@ class KeptModules:
             now = vars(owner)
             for name, value in members.items():
                 if now.get(name) is not value:
-                    replaced.append(f"{owner.__name__}.{name}")
+                    if getattr(now.get(name), "__wrapped__", None) is not value:  # as torch does
+                        replaced.append(f"{owner.__name__}.{name}")
                     setattr(owner, name, value)
+        for cls, names in self.names:
+            for name in vars(cls).keys() - names:
+                if any(name in vars(base) for base in cls.__mro__[1:]):  # it hides what was there
+                    replaced.append(f"{cls.__name__}.{name}")
+                    delattr(cls, name)
         for function, before in self.bodies:
             if body(function) != before:
                 replaced.append(f"{function.__module__}.{function.__qualname__}")
