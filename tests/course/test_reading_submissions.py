@@ -33,7 +33,7 @@ def read(course, notebook, tmp_path):
     notes = "; ".join(submission.notes)
     if submission.notebook is None:
         return None, notes
-    nbformat.validate(submission.notebook)
+    nbformat.write(submission.notebook, tmp_path / "repaired.ipynb")
     return [cell.source for cell in submission.notebook.cells], notes
 
 
