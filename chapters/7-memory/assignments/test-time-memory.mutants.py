@@ -25,7 +25,7 @@ MUTANTS = [
         "settles",
         "threshold = 1.0",
         "threshold = 0.5",
-        {"test-valley": "is not halved twice"},
+        {"test-valley": "not of beta q / 2"},
     ),
     Mutant(
         "one step of the recall is taken for its end",
@@ -78,6 +78,22 @@ MUTANTS = [
         {"test-state": "still in the window"},
     ),
     Mutant(
+        "only the pairs of the last part are handed over",
+        "stale state",
+        "window",
+        "return torch.cat(reads), (memory, keys, values)",
+        "return torch.cat(reads), (memory, key[-window:], value[-window:])",
+        {"test-state": "in parts of (1, 1, 1"},
+    ),
+    Mutant(
+        "a part without tokens is not expected",
+        "empty input",
+        "window",
+        "reads = [value[:0]]",
+        "reads = []",
+        {"test-state": "your function raised"},
+    ),
+    Mutant(
         "the largest score is not subtracted",
         "no largest score",
         "recall",
@@ -120,6 +136,17 @@ MUTANTS = [
         {"test-wrong-gradients": "ada's gradients are right"},
     ),
     Mutant(
+        "the slopes are summed before they are compared",
+        "half checked",
+        "wrong-gradients",
+        "            if abs(slope - found[place].reshape(-1)[entry]) > 1e-6:\n"
+        "                return True\n"
+        "    return False",
+        "            W1.apart = getattr(W1, 'apart', 0) + slope - found[place].reshape(-1)[entry]\n"
+        "    return bool(abs(W1.apart) > 1e-6)",
+        {"test-wrong-gradients": "in reverse order"},
+    ),
+    Mutant(
         "the error is taken after the write",
         "stale state",
         "tracking",
@@ -127,6 +154,6 @@ MUTANTS = [
         "        memory = memory + rate * key * error[:, None]\n",
         "        memory = memory + rate * key * error[:, None]\n"
         "        errors.append((value - (key * memory).sum(-1)).square().mean())\n",
-        {"test-tracking": ""},
+        {"test-tracking": "that is the error after the write"},
     ),
 ]
