@@ -258,7 +258,7 @@ def test_a_student_reads_which_check_failed_and_why(graded):
     pages = graded[0] / "graded" / "feedback"
     page = (pages / "wrong.html").read_text(encoding="utf-8")
     assert "Task 1. Doubling (2 points)" in page and "double is right for 2 alone" in page
-    assert "2 of 5 points; 1 of them are still to be given by a person" in page
+    assert "2 of 5 points so far; 1 wait for a person to read your answer" in page
     assert "read by a person" in page and "Assignment 0: a planted one" in page
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
     page = (pages / "Zoë <b>O'Neil.html").read_text(encoding="utf-8")

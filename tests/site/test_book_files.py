@@ -30,7 +30,9 @@ def test_both_requirements_pin_the_same_versions():
     assert "torch" not in book
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-book.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-book.txt", "requirements-course.txt"]
+)
 def test_requirements_are_exact_and_name_no_host(name):
     lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not PIN.match(line)] == []

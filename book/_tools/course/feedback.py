@@ -49,7 +49,7 @@ def part(result: dict) -> str:
     open_points = sum(task["of"] for task in result["tasks"] if task["points"] is None)
     total = f"{number(result['points'])} of {number(result['of'])} points"
     if open_points:
-        total += f"; {number(open_points)} of them are still to be given by a person"
+        total += f" so far; {number(open_points)} wait for a person to read your answer"
     lines = [f"<h2>{title}</h2>", f"<p>{total}</p>"]
     if result["notes"]:
         notes = "".join(f"<li>{escape(note)}</li>" for note in result["notes"])
