@@ -52,8 +52,8 @@ grade: check-submissions $(FULL_ENV)/.stamp $(COURSE) ## grade a folder of submi
 	@$(COURSE_ENV)/bin/python book/_tools/course/grade.py "$(SUBMISSIONS)" $(if $(OUTPUT),--output "$(OUTPUT)") \
 	  $(if $(JOBS),--jobs "$(JOBS)") $(if $(filter none,$(ISOLATION)),--without-isolation) $(ARGS)
 
-clean: ## remove what was built, keep the environments
-	rm -rf _build
+clean: ## remove what was built, keep the environments and what was graded
+	@test ! -d _build || find _build -mindepth 1 -maxdepth 1 ! -name graded -exec rm -rf {} +
 
 check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \

@@ -33,8 +33,8 @@ class Limits:
     cell_seconds: int = 60
     seconds: int = 240
     memory: int = 6 * 2**30
-    """In bytes: the address space of each process (PyTorch alone maps about two gigabytes), and
-    the memory of all of them together."""
+    """In bytes, of each process, and of all of them together. Programs and libraries that are
+    mapped into it do not count for the former."""
     processes: int = 64
     """Processes and threads at one time."""
     file_bytes: int = 64 * 2**20
@@ -110,7 +110,7 @@ def bounded(limits: Limits) -> list[str]:
         rights += [f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
     return [
         *("setpriv", *rights),
-        *("prlimit", f"--as={limits.memory}", f"--nproc={limits.processes}"),
+        *("prlimit", f"--data={limits.memory}", f"--nproc={limits.processes}"),
         *(f"--fsize={limits.file_bytes}", "--core=0"),
     ]
 
