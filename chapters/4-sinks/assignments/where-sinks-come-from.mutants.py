@@ -2,6 +2,31 @@
 
 from assignment_cells import Mutant
 
+NULL_IN_THE_LOOP = """    largest = null_logit[:, None, None].expand(*query.shape[:-1], 1)
+    total = torch.ones_like(largest)
+    read = torch.zeros_like(value)
+    for start in range(0, key.shape[-2], block):
+        here = slice(start, start + block)
+        hidden = rows < torch.arange(key.shape[-2])[here]
+        scores = query @ key[:, here].mT / math.sqrt(query.shape[-1])
+        scores = scores.masked_fill(hidden, -math.inf)
+        new = torch.maximum(largest, scores.amax(dim=-1, keepdim=True))
+        terms, fade = torch.exp(scores - new), torch.exp(largest - new)
+        total = fade * total + terms.sum(dim=-1, keepdim=True)
+        read = fade * read + terms @ value[:, here]
+        largest = new
+    return read / total"""
+NULL_AFTER_THE_LOOP = (
+    NULL_IN_THE_LOOP.replace(
+        "null_logit[:, None, None].expand(*query.shape[:-1], 1)",
+        "torch.full_like(query[..., :1], -math.inf)",
+    )
+    .replace("torch.ones_like", "torch.zeros_like")
+    .replace(
+        "return read / total", "return read / (total + (null_logit[:, None, None] - largest).exp())"
+    )
+)
+
 MUTANTS = [
     Mutant(
         "the drained value repeats what the others say",
@@ -34,6 +59,14 @@ MUTANTS = [
         "variance = squares - sum(sum(a * b for a, b in zip(p, each)) ** 2 for each in apart) / 2",
         "variance = squares",
         {"test-left": "that is a second moment"},
+    ),
+    Mutant(
+        "three digits",
+        "rounded",
+        "drained",
+        "left = (1 - w0) ** 2 * variance / 2",
+        "left = round((1 - w0) ** 2 * variance / 2, 3)",
+        {"test-left": "give six digits"},
     ),
     Mutant(
         "one minus w0 falls as one over e^a",
@@ -135,6 +168,37 @@ MUTANTS = [
         {"test-blocks": "a whole table of scores"},
     ),
     Mutant(
+        "the null is added after the loop, unknown to the largest score",
+        "no largest score",
+        "null",
+        NULL_IN_THE_LOOP,
+        NULL_AFTER_THE_LOOP,
+        {"test-range": "a gradient is not finite, though the reads are"},
+    ),
+    Mutant(
+        "row by row, a whole row of scores at once",
+        "not in blocks",
+        "null",
+        "    rows = torch.arange",
+        """    def row(i):
+        scores = (key[:, : i + 1] @ query[:, i, :, None])[..., 0] / math.sqrt(query.shape[-1])
+        scores = torch.cat((null_logit[:, None], scores), dim=1)
+        terms = torch.exp(scores - scores.amax(dim=1, keepdim=True))
+        return (terms[:, 1:, None] * value[:, : i + 1]).sum(1) / terms.sum(1, keepdim=True)
+
+    return torch.stack([row(i) for i in range(query.shape[1])], dim=1)
+    rows = torch.arange""",
+        {"test-blocks": "`block` is not used"},
+    ),
+    Mutant(
+        "blocks of eight whatever is asked for",
+        "not in blocks",
+        "null",
+        "    rows = torch.arange",
+        "    block = 8\n    rows = torch.arange",
+        {"test-blocks": "`block` is not used"},
+    ),
+    Mutant(
         "the newest token counts as empty",
         "mask shifted by one",
         "diagnosis",
@@ -175,6 +239,20 @@ MUTANTS = [
         {"test-repaired": "changes its input"},
     ),
     Mutant(
+        "the whole text is at hand",
+        "no cache",
+        "repair",
+        """        place = t if t < places else sinks + (t - sinks) % window
+        kept_keys[place] = key[t]
+        kept_values[place] = value[t]
+        filled = min(t + 1, places)
+""",
+        """        here = [j for j in range(t + 1) if j < sinks or j > t - window]
+        kept_keys, kept_values, filled = key[here], value[here], places
+""",
+        {"test-repaired": "read from the text again and again"},
+    ),
+    Mutant(
         "e^-b rises while e^-a falls",
         "sign",
         "by-hand",
@@ -204,7 +282,7 @@ MUTANTS = [
         "race",
         "dv0 = -(a.exp() / total)",
         "dv0 = -((a + da).exp() / total)",
-        {"test-race": "at the same point"},
+        {"test-race": "taken at the same point"},
     ),
     Mutant(
         "the contexts are averaged before the damage",
@@ -212,6 +290,65 @@ MUTANTS = [
         "race",
         "r = (a.exp() * v0 + (n - 1) * u) / total",
         "r = (a.exp() * v0 + (n - 1) * u.mean(0, keepdim=True)) / total",
-        {"test-race": "other weights than the flow's"},
+        {"test-race": "averaged before the damage"},
+    ),
+    Mutant(
+        "the damages are added over the contexts",
+        "scale",
+        "race",
+        "da, b + rate * db",
+        "contexts * da, b + contexts * rate * db",
+        {"test-race": "added up over the contexts"},
+    ),
+    Mutant(
+        "n other keys",
+        "off by one",
+        "race",
+        "total = a.exp() + b.exp() + n - 1\n        r = (a.exp() * v0 + (n - 1) * u) / total",
+        "total = a.exp() + b.exp() + n\n        r = (a.exp() * v0 + n * u) / total",
+        {"test-race": ""},
+    ),
+    Mutant(
+        "one step too few",
+        "off by one",
+        "race",
+        "range(steps)",
+        "range(steps - 1)",
+        {"test-race": "before the last step"},
+    ),
+    Mutant(
+        "the weights of sink and null alone",
+        "scale",
+        "race",
+        "    total = a.exp() + b.exp() + n - 1\n    return",
+        "    total = a.exp() + b.exp()\n    return",
+        {"test-race": "have a weight, too"},
+    ),
+    Mutant(
+        "the null steps where the sink has moved already",
+        "stale state",
+        "race",
+        "db = (b.exp() / total * (g * r).sum(-1)).mean()",
+        "total = (a + da).exp() + b.exp() + n - 1\n"
+        "        r = (n - 1) * u / total\n"
+        "        g = (p.log() + r).softmax(dim=-1) - p\n"
+        "        db = (b.exp() / total * (g * r).sum(-1)).mean()",
+        {"test-race": "where the sink has moved already"},
+    ),
+    Mutant(
+        "the second order of the damage",
+        "approximation",
+        "race",
+        "g = (p.log() + r).softmax(dim=-1) - p",
+        "g = p * (r - (p * r).sum(-1, keepdim=True))",
+        {"test-race": "take the exact damage"},
+    ),
+    Mutant(
+        "the value has the null's rate",
+        "scale",
+        "race",
+        "v0 = v0 + dv0 if",
+        "v0 = v0 + rate * dv0 if",
+        {"test-race": "its own is one"},
     ),
 ]
