@@ -116,7 +116,7 @@ MUTANTS = [
         "stream",
         "keys, values = after[",
         "keys, values = state[",
-        {"test-stream": "reads itself", "test-fork": "begins anew"},
+        {"test-stream": "reads itself"},
     ),
     Mutant(
         "nothing is forgotten",
@@ -195,5 +195,70 @@ MUTANTS = [
         "gates.topk(128 // block_size, dim=-1)",
         "gates.topk(128 // block_size, dim=-1, largest=False)",
         {"test-found": "LARGEST means"},
+    ),
+    Mutant(
+        "three digits",
+        "rounding",
+        "rounds",
+        "strangers = 1024 * (1 - (1 - 0.5**4) ** rounds)",
+        "strangers = 330",
+        {"test-rounds": "give six digits"},
+    ),
+    Mutant(
+        "the nearest centroid",
+        "wrong input",
+        "clusters",
+        """of_query = (query @ centroids.mT).argmax(dim=-1)
+    of_key = (key @ centroids.mT).argmax(dim=-1)""",
+        """of_query = torch.cdist(query, centroids).argmin(dim=-1)
+    of_key = torch.cdist(key, centroids).argmin(dim=-1)""",
+        {"test-clusters": "the one with the largest product"},
+    ),
+    Mutant(
+        "a text that begins anew goes on with the last one",
+        "stale state",
+        "stream",
+        """    if state is None:
+        state =""",
+        """    if state is not None:
+        read_token.last = state
+    elif hasattr(read_token, "last"):
+        state = read_token.last
+    else:
+        state =""",
+        {"test-fork": "still reads an earlier text"},
+    ),
+    Mutant(
+        "a weight that nobody sees",
+        "scale",
+        "exposing",
+        "[[0.0], [0.0], [1.0]]",
+        "[[0.0], [0.0], [50.0]]",
+        {"test-exposing": "below one millionth"},
+    ),
+    Mutant(
+        "the blocks with the largest score",
+        "wrong input",
+        "found",
+        ".mean(dim=-1)\n",
+        ".amax(dim=-1)\n",
+        {"test-found": "by their MEAN"},
+    ),
+    Mutant(
+        "a stretch that lies across two blocks",
+        "mask shifted by one",
+        "found",
+        """    scores[:, :stretch] += 1.5  # where it begins makes no difference to the noise
+    gates = scores.unflatten(-1, (-1, block_size)).mean(dim=-1)
+    best = gates.topk(128 // block_size, dim=-1).indices
+    opened = torch.zeros_like(gates).scatter(-1, best, 1.0)
+    return opened.repeat_interleave(block_size, dim=-1)[:, :stretch].mean().item()""",
+        """    raised = slice(stretch // 4, stretch // 4 + stretch)
+    scores[:, raised] += 1.5
+    gates = scores.unflatten(-1, (-1, block_size)).mean(dim=-1)
+    best = gates.topk(128 // block_size, dim=-1).indices
+    opened = torch.zeros_like(gates).scatter(-1, best, 1.0)
+    return opened.repeat_interleave(block_size, dim=-1)[:, raised].mean().item()""",
+        {"test-found": "begin at a multiple"},
     ),
 ]

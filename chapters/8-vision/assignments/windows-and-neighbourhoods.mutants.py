@@ -192,4 +192,29 @@ MUTANTS = [
         "5",
         {"test-visits": "SQUARED"},
     ),
+    Mutant(
+        "a bias that cannot be learned",
+        "wrong gradient",
+        "attention",
+        "bias.flatten()[entry]",
+        "bias.detach().flatten()[entry]",
+        {"test-promises": "the bias gets no gradient"},
+    ),
+    Mutant(
+        "only keys stand in the order",
+        "wrong input",
+        "visits",
+        "seen = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2 < 5**2",
+        """place = torch.arange(side * side)[:, None]
+    seen = (place // side - row) ** 2 + (place % side - column) ** 2 < 5**2""",
+        {"test-visits": "queries AND keys"},
+    ),
+    Mutant(
+        "a square in place of the disc",
+        "wrong input",
+        "visits",
+        "(row[:, None] - row) ** 2 + (column[:, None] - column) ** 2 < 5**2",
+        "((row[:, None] - row).abs() < 5) & ((column[:, None] - column).abs() < 5)",
+        {"test-visits": "that is a square"},
+    ),
 ]
