@@ -28,16 +28,20 @@ MUTANTS = [
         {"test-remaining": "the powers of energies subtract"},
     ),
     Mutant(
+        "three digits",
+        "rounding",
+        "energies",
+        "remaining = (math.log(10 - 2), slope, second)",
+        "remaining, merged = (2.079, 2, 0.75), (2.484, 5, 4.75)",
+        {"test-merged": "give six digits", "test-remaining": "give six digits"},
+    ),
+    Mutant(
         "scores are not divided",
         "scale",
         "decode",
         " / math.sqrt(query.shape[-1])",
         "",
-        {
-            "test-rows": "not divided by the root",
-            "test-pieces": "not those of the whole",
-            "test-branches": "sees tokens of the first",
-        },
+        {"test-rows": "not divided by the root"},
     ),
     Mutant(
         "the window is one key too wide",
@@ -45,11 +49,15 @@ MUTANTS = [
         "decode",
         "age < window",
         "age <= window",
-        {
-            "test-rows": "one key too wide",
-            "test-pieces": "not those of the whole",
-            "test-branches": "sees tokens of the first",
-        },
+        {"test-rows": "one key too wide"},
+    ),
+    Mutant(
+        "the window is one key too narrow",
+        "mask shifted by one",
+        "decode",
+        "age < window",
+        "age < window - 1",
+        {"test-rows": "one key too narrow"},
     ),
     Mutant(
         "a piece is not causal inside",
@@ -58,9 +66,8 @@ MUTANTS = [
         "(age >= 0) & (age < window)",
         "age < window",
         {
-            "test-rows": "in one piece: row 0 sees key 1",
-            "test-pieces": "not those of the whole",
-            "test-branches": "sees tokens of the first",
+            "test-rows": "row 0 sees key 1",
+            "test-pieces": "not those of your whole",
         },
     ),
     Mutant(
@@ -69,7 +76,7 @@ MUTANTS = [
         "decode",
         "torch.exp(scores - scores.amax(dim=-1, keepdim=True))",
         "torch.exp(scores)",
-        {"test-pieces": "subtract each row's largest"},
+        {"test-rows": "subtract each row's largest"},
     ),
     Mutant(
         "the sum runs over the queries",
@@ -79,8 +86,7 @@ MUTANTS = [
         "terms.sum(dim=-2, keepdim=True).mean(dim=-1, keepdim=True)",
         {
             "test-rows": "",
-            "test-pieces": "not those of the whole",
-            "test-branches": "",
+            "test-pieces": "not those of your whole",
         },
     ),
     Mutant(
@@ -89,11 +95,7 @@ MUTANTS = [
         "decode",
         "x.repeat_interleave(group, dim=0)",
         "x.repeat(group, 1, 1)",
-        {
-            "test-rows": "yours take turns",
-            "test-pieces": "not those of the whole",
-            "test-branches": "sees tokens of the first",
-        },
+        {"test-rows": "yours take turns"},
     ),
     Mutant(
         "the whole text is kept",
@@ -101,7 +103,23 @@ MUTANTS = [
         "decode",
         "first = max(0, key.shape[-2] - window)",
         "first = 0",
-        {"test-pieces": "grown beyond"},
+        {"test-size": "holds more than"},
+    ),
+    Mutant(
+        "a slice that begins at minus zero",
+        "state that grows",
+        "decode",
+        "(key[:, first:].clone(), value[:, first:].clone())",
+        "tuple(x[:, -(window - 1) :].clone() for x in (key, value))",
+        {"test-size": "with a window of one"},
+    ),
+    Mutant(
+        "only the last piece is kept",
+        "state that forgets",
+        "decode",
+        "first = max(0, key.shape[-2] - window)",
+        "first = max(before, key.shape[-2] - window)",
+        {"test-pieces": "in pieces of 1, 1, 10 tokens"},
     ),
     Mutant(
         "the kept rows are overwritten in place",
@@ -187,6 +205,14 @@ MUTANTS = [
         "grouping",
         'if grouping == "chain":',
         "if True:",
-        {"test-grouping": "a tree of 1024 keys"},
+        {"test-grouping": "64 keys in a tree"},
+    ),
+    Mutant(
+        "L in short numbers, too",
+        "rounding",
+        "grouping",
+        "found = highest + total.log()",
+        "found = (highest.bfloat16() + total.bfloat16().log()).double()",
+        {"test-grouping": "L itself is rounded"},
     ),
 ]

@@ -15,6 +15,15 @@ MUTANTS = [
         {"test-wish": "the wish is about a factor"},
     ),
     Mutant(
+        "three digits",
+        "rounding",
+        "leads",
+        "far = [math.inf, lead(1.5, 0), lead(2, 0)]",
+        "weights, half_row = [0.014, 0.11, 0.876], [3.466, 1.164, 0.484]\n"
+        "far = [math.inf, 1.414, 0.5]",
+        {"test-wish": "give six digits", "test-half-row": "give six digits"},
+    ),
+    Mutant(
         "the score is divided by alpha - 1",
         "scale",
         "leads",
@@ -44,11 +53,7 @@ MUTANTS = [
         "bent",
         "((alpha - 1) * scores)",
         "(1.0 * scores)",
-        {
-            "test-bent": "lacks the factor alpha - 1",
-            "test-bent-gradient": "",
-            "test-promises": "",
-        },
+        {"test-bent": "lacks the factor alpha - 1"},
     ),
     Mutant(
         "the sum runs over the queries",
@@ -58,8 +63,7 @@ MUTANTS = [
         ".pow(1 / (alpha - 1)).sum(dim=-2, keepdim=True).amax(dim=-1, keepdim=True)",
         {
             "test-bent": "",
-            "test-bent-gradient": "",
-            "test-promises": "",
+            "test-promises": "no leak from the future",
         },
     ),
     Mutant(
@@ -99,7 +103,6 @@ MUTANTS = [
         "return u * (mean - grad)",
         {
             "test-bent-gradient": "the sign is turned around",
-            "test-promises": "",
         },
     ),
     Mutant(
@@ -110,7 +113,6 @@ MUTANTS = [
         "return u * grad",
         {
             "test-bent-gradient": "the threshold moves, too",
-            "test-promises": "",
         },
     ),
     Mutant(
@@ -121,7 +123,6 @@ MUTANTS = [
         "(p * grad).sum(dim=-1, keepdim=True)",
         {
             "test-bent-gradient": "the mean is taken under p",
-            "test-promises": "",
         },
     ),
     Mutant(
@@ -170,7 +171,6 @@ MUTANTS = [
         "-math.log(n) + deviation**2 / 2",
         {
             "test-bias": "the bias has to be lower",
-            "test-loudness": "the corrected read",
         },
     ),
     Mutant(
@@ -180,6 +180,22 @@ MUTANTS = [
         "(softmax @ value).square().mean()).sqrt()",
         "(softmax @ value).square().mean())",
         {"test-loudness": "ratio of the squares"},
+    ),
+    Mutant(
+        "row sums, and no values",
+        "half a measurement",
+        "loudness",
+        "((sigmoid @ value).square().mean() / (softmax @ value).square().mean()).sqrt()",
+        "sigmoid.sum(dim=-1).mean()",
+        {"test-loudness": "are values read"},
+    ),
+    Mutant(
+        "no correction",
+        "missing term",
+        "loudness",
+        "bias(4096, deviation) if corrected else -math.log(4096)",
+        "-math.log(4096)",
+        {"test-loudness": "the corrected read"},
     ),
     Mutant(
         "softmax over the queries",
