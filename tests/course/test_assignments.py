@@ -11,7 +11,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from assignment_cells import KINDS, answered, mutants_module, outcome, read_assignment, stripped
+from assignment_cells import (
+    KINDS,
+    answered,
+    mutants_module,
+    outcome,
+    read_assignment,
+    stripped,
+    without_tests_before,
+)
 from execute import notebooks
 from matplotlib import pyplot
 from setup_cell import setup_cell
@@ -53,7 +61,8 @@ def test_the_release_scores_nothing_and_every_test_says_why(path):
 @each_mutant
 def test_a_wrong_answer_loses_the_points_that_it_should(path, mutant):
     cells = read_assignment(path)
-    messages = outcome(answered(cells, mutant.cell, mutant.old, mutant.new))
+    wrong = answered(cells, mutant.cell, mutant.old, mutant.new)
+    messages = outcome(without_tests_before(wrong, mutant.cell))
     lost = {name: words for name, words in messages.items() if words}
     assert lost.keys() == mutant.loses.keys(), lost
     for name, words in mutant.loses.items():
