@@ -77,6 +77,16 @@ def test_names_that_a_test_sets_are_seen_by_the_next_cells():
     assert messages == ["", ""]
 
 
+def test_a_test_may_put_its_own_in_place_of_one_answer_to_judge_another():
+    messages, _ = checked(
+        ("answer", "def part():\n    return 1\n\n\ndef whole():\n    return 2 * part()"),
+        ("test", "own = part\ndef part():\n    return 3\nassert whole() == 6\npart = own"),
+        ("test", "assert whole() == 2"),
+        ("test", "del part\nassert [x for x in (whole,)][0]() == 2"),
+    )
+    assert messages == ["", "", "NameError: name 'part' is not defined"]
+
+
 def test_a_name_that_the_assignment_asks_to_change_may_be_changed():
     cells = ("given", "table = None"), ("answer", "table = 3"), ("test", "assert table == 3, 'no'")
     assert checked(*cells, answers=["table"])[0] == [""]

@@ -52,13 +52,15 @@ def run(cells: list[dict], tell, answers: list[str], modules: list[str]) -> list
     replaced = []
     for cell in cells:
         answer = cell["kind"] == "answer"
-        space = student if answer else ours
         if not answer:
             replaced += kept.put_back()
             hidden = {k for k in student if k in given or shadows(k)} - {*answers}
             ours.update({k: v for k, v in student.items() if k not in hidden})
-        before = dict(space)
-        message = carried_out(cell, space)
+        before = dict(ours)
+        if answer:
+            message = carried_out(cell, student)
+        else:
+            message = carried_out(cell, ours, Both(ours, student))
         if not answer:
             changed = {k: v for k, v in ours.items() if before.get(k, Nothing) is not v}
             student.update(changed)
@@ -83,7 +85,24 @@ def shadows(name: str) -> bool:
     return hasattr(builtins, name) and not name.startswith("__")
 
 
-def carried_out(cell: dict, space: dict) -> str:
+class Both:
+    """What a given cell or a test sets is seen by the submission at once, as in a notebook."""
+
+    def __init__(self, ours: dict, student: dict):
+        self.ours, self.student = ours, student
+
+    def __getitem__(self, name):
+        return self.ours[name]
+
+    def __setitem__(self, name, value):
+        self.ours[name] = self.student[name] = value
+
+    def __delitem__(self, name):
+        del self.ours[name]
+        self.student.pop(name, None)
+
+
+def carried_out(cell: dict, space: dict, names: Both | None = None) -> str:
     """Run a cell; what it raised, in one line, or nothing."""
 
     def stop(*_):
@@ -92,7 +111,7 @@ def carried_out(cell: dict, space: dict) -> str:
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, cell.get("seconds", 60))
     try:
-        exec(compiled(cell["source"], f"<{cell['id']}>"), space)
+        exec(compiled(cell["source"], f"<{cell['id']}>"), space, names or space)
     except TooLong:
         return TOO_LONG
     except BaseException as error:  # a student's code may raise anything, SystemExit too
