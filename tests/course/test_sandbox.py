@@ -94,7 +94,7 @@ print(json.dumps(started), flush=True)
 os._exit(0)"""
     before = time.monotonic()
     assert 5 < told(code, processes=20) < 20
-    assert time.monotonic() - before < 15  # the processes ended with the first
+    assert time.monotonic() - before < 28  # the processes ended with the first
 
 
 @needs_isolation
@@ -122,7 +122,7 @@ def test_what_processes_take_together_is_bounded(tmp_path):
     started = time.monotonic()
     with Watched(2 * 10**8, tmp_path, 2**20) as watched:
         subprocess.run([sys.executable, "-c", code], check=False)
-    assert "memory" in watched.reason and time.monotonic() - started < 20
+    assert "memory" in watched.reason and time.monotonic() - started < 28
 
 
 def test_what_is_written_into_the_shared_folder_is_bounded(tmp_path):
@@ -130,7 +130,7 @@ def test_what_is_written_into_the_shared_folder_is_bounded(tmp_path):
     started = time.monotonic()
     with Watched(2**32, tmp_path, 2**20) as watched:
         subprocess.run([sys.executable, "-c", code], check=False)
-    assert "wrote too much" in watched.reason and time.monotonic() - started < 20
+    assert "wrote too much" in watched.reason and time.monotonic() - started < 28
 
 
 def test_a_quiet_process_is_left_alone(tmp_path):

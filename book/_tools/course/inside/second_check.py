@@ -51,22 +51,19 @@ def run(cells: list[dict], tell, answers: list[str], modules: list[str]) -> list
     ours, given = dict(student), set()
     replaced = []
     for cell in cells:
-        answer = cell["kind"] == "answer"
-        if not answer:
-            replaced += kept.put_back()
-            hidden = {k for k in student if k in given or shadows(k)} - {*answers}
-            ours.update({k: v for k, v in student.items() if k not in hidden})
+        if cell["kind"] == "answer":
+            carried_out(cell, student)
+            continue
+        replaced += kept.put_back()
+        hidden = {k for k in student if k in given or shadows(k)} - {*answers}
+        ours.update({k: v for k, v in student.items() if k not in hidden})
         before = dict(ours)
-        if answer:
-            message = carried_out(cell, student)
+        message = carried_out(cell, ours, Both(ours, student))
+        changed = {k: v for k, v in ours.items() if before.get(k, Nothing) is not v}
+        student.update(changed)
+        if cell["kind"] == "given":
+            given |= changed.keys() - {*answers}
         else:
-            message = carried_out(cell, ours, Both(ours, student))
-        if not answer:
-            changed = {k: v for k, v in ours.items() if before.get(k, Nothing) is not v}
-            student.update(changed)
-            if cell["kind"] == "given":
-                given |= changed.keys() - {*answers}
-        if cell["kind"] == "test":
             tell(cell["id"], message)
     return replaced + kept.put_back()
 
