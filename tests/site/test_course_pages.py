@@ -156,9 +156,7 @@ def test_the_limits_of_grading_are_those_of_the_sandbox():
     page = text_of("grading")
     assert f"| a cell | {limits['cell_seconds']} s |" in page
     assert f"| all cells of a submission | {limits['seconds']} s |" in page
-    assert (
-        f"| address space of a process, memory of all | {limits['memory'] // 2**30} GiB |" in page
-    )
+    assert f"| memory of a process, and of all together | {limits['memory'] // 2**30} GiB |" in page
     assert f"| processes and threads | {limits['processes']} |" in page
     assert f"| a file, and all files | {limits['file_bytes'] // 2**20} MiB |" in page
     assert f"| what a cell prints | {limits['output_bytes'] // 2**20} MiB |" in page
